@@ -7,7 +7,8 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.targets import Target
 from asyncdiff.latents import Codec
 from asyncdiff.noise.processes import Process, RectifiedFlow
+from asyncdiff.precision import Precision, check_precision, computing_in, precision_of_run
 from asyncdiff.sampling import engine
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.shapes import Image, Latents, check_pixels
@@ -61,6 +63,9 @@ class Model(Protocol):
     def decode(self, x: Latents) -> Image:
         """Decode results in the model's space into images."""
 
+    def sampling_context(self) -> AbstractContextManager[Any]:
+        """Return the context for sampling, in the model's precision."""
+
 
 @dataclass(frozen=True)
 class DiffusionModel:
@@ -74,6 +79,8 @@ class DiffusionModel:
         sampler: default sampler of `generate` and `inpaint`.
         image_size: height and width of the images in pixels, or of the latents.
         codec: autoencoder between images and the latents of a latent diffusion model; None for a pixel-space model.
+        precision: precision that the model computes in, see `asyncdiff.precision`; None for the settings around it,
+            such as those of a trainer.
 
     Example:
         >>> from asyncdiff.networks import DiT
@@ -87,6 +94,7 @@ class DiffusionModel:
     sampler: ImageSampler
     image_size: int = IMAGE_SIZE
     codec: Codec | None = None
+    precision: Precision | None = None
 
     @classmethod
     def load(
@@ -95,6 +103,7 @@ class DiffusionModel:
         device: torch.device | str = "cpu",
         *,
         weights: Literal["auto", "ema", "raw"] = "auto",
+        precision: Precision | None = None,
         allow: Sequence[str] = ("asyncdiff",),
     ) -> "DiffusionModel":
         """Load a model in evaluation mode, ready to draw.
@@ -104,6 +113,8 @@ class DiffusionModel:
             device: device to load the model to.
             weights: "auto" selects the EMA weights if there are any (the first EMA if several), "ema" requires them,
                 "raw" selects the raw weights (last step).
+            precision: "float32", "tf32" or "bf16"; None means bf16 if the run was trained in 16 bits and the device has
+                bfloat16 in hardware, else float32.
             allow: packages whose classes may be imported to rebuild the model.
 
         Returns:
@@ -111,10 +122,12 @@ class DiffusionModel:
 
         Raises:
             FileNotFoundError: there is no such file or run.
-            ValueError: the file is damaged or not a checkpoint of AsyncDiffusion, or lacks the weights.
+            ValueError: the file is damaged or not a checkpoint of AsyncDiffusion, or lacks the weights, or the device
+                lacks the precision.
         """
         file = locate_checkpoint(path)
-        return cls.from_checkpoint(read_checkpoint(file, device), file, device, weights=weights, allow=allow)
+        contents = read_checkpoint(file, device)
+        return cls.from_checkpoint(contents, file, device, weights=weights, precision=precision, allow=allow)
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None, **options: Any) -> "DiffusionModel":
@@ -124,7 +137,7 @@ class DiffusionModel:
             path_or_repo: folder written by `python -m asyncdiff export`, or a repository OWNER/NAME on the Hugging Face
                 Hub with such files.
             revision: branch, tag or commit of the repository.
-            **options: `device` and `allow`, see `load`.
+            **options: `device`, `precision` and `allow`, see `load`.
 
         Returns:
             The model.
@@ -139,6 +152,7 @@ class DiffusionModel:
         device: torch.device | str = "cpu",
         *,
         weights: Literal["auto", "ema", "raw"] = "auto",
+        precision: Precision | None = None,
         allow: Sequence[str] = ("asyncdiff",),
     ) -> "DiffusionModel":
         """Build a model from the contents of a checkpoint or export, in evaluation mode.
@@ -148,11 +162,14 @@ class DiffusionModel:
             file: path of the file, for error messages.
             device: device to load the model to.
             weights: which weights to select, as in `load`.
+            precision: precision to draw in, as in `load`.
             allow: packages whose classes may be imported to rebuild the model.
 
         Returns:
             The model on `device`.
         """
+        precision = precision or precision_of_run(checkpoint.get("precision"), device)
+        check_precision("precision", precision, device)
         state, _ = choose_weights(checkpoint, weights, file)
         with limited_to(state, file):
             model = build_model(checkpoint["recipe"], allow)
@@ -162,7 +179,7 @@ class DiffusionModel:
         check_weights({DENOISER + name: weight for name, weight in own.items()}, state, file)
         model.denoiser.load_state_dict({name.removeprefix(DENOISER): weight for name, weight in state.items()})
         model.denoiser.to(device).eval()
-        return model
+        return replace(model, precision=precision)
 
     @classmethod
     def assemble(
@@ -231,14 +248,15 @@ class DiffusionModel:
             Images or latents (len(seeds), *shape).
         """
         check_labels(labels, self.classes)
-        return engine.generate(
-            self.denoiser,
-            sampler or self.sampler,
-            seeds=seeds,
-            shape=self.shape,
-            labels=labels,
-            batch_size=batch_size,
-        )
+        with self.sampling_context():
+            return engine.generate(
+                self.denoiser,
+                sampler or self.sampler,
+                seeds=seeds,
+                shape=self.shape,
+                labels=labels,
+                batch_size=batch_size,
+            )
 
     def inpaint(
         self,
@@ -268,24 +286,35 @@ class DiffusionModel:
         check_labels(labels, self.classes)
         if isinstance(seeds, Sequence):
             check_seeds("seeds", seeds)
-        return engine.inpaint(
-            self.denoiser,
-            sampler or self.sampler,
-            image=image,
-            known=known,
-            seeds=seeds,
-            labels=labels,
-            batch_size=batch_size,
-        )
+        with self.sampling_context():
+            return engine.inpaint(
+                self.denoiser,
+                sampler or self.sampler,
+                image=image,
+                known=known,
+                seeds=seeds,
+                labels=labels,
+                batch_size=batch_size,
+            )
 
     def encode(self, images: Image) -> Latents:
         """Encode images (b, c, h, w) in [-1, 1] into the model's space: latents if it has a codec, else unchanged."""
         check_pixels("images", images)
-        return images if self.codec is None else self.codec.to(self.device).encode(images)
+        if self.codec is None:
+            return images
+        with self.sampling_context():
+            return self.codec.to(self.device).encode(images)
 
     def decode(self, x: Latents) -> Image:
         """Decode generated latents into images approximately in [-1, 1]; without a codec, return `x` unchanged."""
-        return x if self.codec is None else self.codec.to(self.device).decode(x)
+        if self.codec is None:
+            return x
+        with self.sampling_context():
+            return self.codec.to(self.device).decode(x)
+
+    def sampling_context(self) -> AbstractContextManager[Any]:
+        """Return the context for sampling, in the model's precision; codecs use their own data type in it."""
+        return nullcontext() if self.precision is None else computing_in(self.precision, self.device)
 
 
 def build_model(recipe: Mapping[str, Any], allow: Sequence[str] = ("asyncdiff",)) -> DiffusionModel:

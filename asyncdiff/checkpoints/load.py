@@ -54,6 +54,7 @@ def check_entries(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         "ema": all(isinstance(entry, Mapping) and _holds_tensors(entry.get("weights")) for entry in entries),
         "global_step": isinstance(checkpoint.get("global_step", 0), int),
         "pytorch-lightning_version": isinstance(checkpoint.get("pytorch-lightning_version", ""), str),
+        "precision": isinstance(checkpoint.get("precision", ""), str),
     }
     if wrong := [name for name, valid in expected.items() if not valid]:
         raise ValueError(

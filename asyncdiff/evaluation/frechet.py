@@ -9,7 +9,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
-from asyncdiff.shapes import Image, check_pixels
+from asyncdiff.devices import to_device
+from asyncdiff.evaluation.features.base import LateRangeCheck
+from asyncdiff.precision import full_float32
+from asyncdiff.shapes import Image
 
 Mean = Float64[Tensor, " d"]
 Covariance = Float64[Tensor, "d d"]
@@ -85,10 +88,11 @@ class Moments:
         device = torch.device("cpu") if features.device.type == "mps" else features.device  # Apple's GPU has no float64
         features = features.to(device, torch.float64)
         count, mean = self.count + len(features), features.mean(0)
-        shift, centered = mean - self._mean.to(device), features - mean
+        self._mean, self._scatter = to_device(self._mean, device), to_device(self._scatter, device)
+        shift, centered = mean - self._mean, features - mean
         between = torch.outer(shift, shift) * (self.count * len(features) / count)
-        self._scatter = torch.addmm(self._scatter.to(device) + between, centered.T, centered)
-        self._mean = self._mean.to(device) + shift * (len(features) / count)
+        self._scatter = torch.addmm(self._scatter + between, centered.T, centered)
+        self._mean = self._mean + shift * (len(features) / count)
         self.count = count
 
     def over_processes(self) -> "Moments":
@@ -122,7 +126,7 @@ class FrechetDistance:
 
     Args:
         features: module that maps images (b, c, h, w) in [-1, 1] to features (b, d), with d in its attribute `dim`; it
-            runs in eval mode, in float32 and without gradients.
+            runs in eval mode, in float32 without TF32, and without gradients.
         keep_reference: whether `reset` keeps the real images, which then need only one pass per run.
 
     Raises:
@@ -143,6 +147,7 @@ class FrechetDistance:
         self._reference: tuple[Tensor, Tensor] | None = None
         self._shape: torch.Size | None = None  # (c, h, w) of all images
         self._warned = False
+        self._check_range = LateRangeCheck()
 
     @property
     def real_n(self) -> int:
@@ -165,9 +170,10 @@ class FrechetDistance:
         """Return the features of images in [-1, 1]; the extractor moves to their device.
 
         Raises:
-            ValueError: their shape differs from that of earlier images, or they certainly have another range.
+            ValueError: their shape differs from that of earlier images, or they certainly have another range, which is
+                noticed on a GPU with the next images, or by `compute`.
         """
-        check_pixels("images", images)
+        self._check_range("images", images)
         self._shape = images.shape[1:] if self._shape is None else self._shape
         if images.shape[1:] != self._shape:
             raise ValueError(
@@ -176,7 +182,7 @@ class FrechetDistance:
             )
         self.to(images.device)
         self.features.eval()
-        with torch.autocast(images.device.type, enabled=False):
+        with full_float32(images.device):
             return self.features(images.float())
 
     def update(self, images: Image, *, real: bool) -> None:
@@ -194,6 +200,7 @@ class FrechetDistance:
 
     def compute(self) -> Float64[Tensor, ""]:
         """Return the distance from the images of all processes, float64 on the CPU; warn once if there are too few."""
+        self._check_range.finish()
         real, fake = (self._gaussian(side.over_processes(), side is self._real) for side in (self._real, self._fake))
         if not (real.cov.isfinite().all() and fake.cov.isfinite().all()):
             _warn("the Fréchet distance is NaN because some features are NaN or infinite: check the images")

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.devices import HostCopy, to_device
+from asyncdiff.precision import Precision, computing_in
 from asyncdiff.shapes import Image, Labels
 
 Rows = Float[Tensor, "b *numbers"]
@@ -30,8 +32,11 @@ def evaluate_in_batches(
     batch_size: int,
     device: torch.device | str,
     labels: bool,
+    precision: Precision = "float32",
 ) -> Iterator[Rows]:
     """Yield the rows of images of a data set, batch by batch, on the CPU.
+
+    A GPU works on a batch while the next one is read.
 
     Args:
         images: data set without augmentation.
@@ -40,12 +45,20 @@ def evaluate_in_batches(
         batch_size: number of images per batch.
         device: device of the images.
         labels: whether `evaluate` gets labels.
+        precision: precision to evaluate in; float32 is without TF32, whatever the settings.
 
     Yields:
         The rows of a batch; images whose files cannot be read have none.
     """
+    last: HostCopy | None = None
     for first in range(0, len(indices), batch_size):
         batch = images.__getitems__(indices[first : first + batch_size])
-        label = batch["label"].to(device) if labels else None
-        # Positions come from the batch, since unreadable files are missing in it.
-        yield evaluate(batch["image"].to(device), label, batch["index"].tolist()).cpu()
+        label = to_device(batch["label"], device) if labels else None
+        with computing_in(precision, device):
+            # Positions come from the batch, since unreadable files are missing in it.
+            rows = HostCopy(evaluate(to_device(batch["image"], device), label, batch["index"].tolist()))
+        if last is not None:
+            yield last.read()
+        last = rows
+    if last is not None:
+        yield last.read()

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.denoising.denoiser import Denoiser, Prediction
+from asyncdiff.devices import HostCopy, to_device
 from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.evaluation.likelihood_by_path import standard_error
 from asyncdiff.markdown import markdown_table
@@ -32,26 +34,31 @@ class CountingDenoiser(Denoiser):
 
     Attributes:
         evaluations: number of network evaluations, summed over images.
-        patches: number of patches computed in them; partial updates (KV cache) skip some.
     """
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser.network, denoiser.process)
         self.denoiser = denoiser
         self.evaluations = 0
-        self.patches = 0
+        self._patches: Tensor | int = 0  # on the denoiser's device once partial updates are counted
 
     def forward(self, x_t: Image, t: Levels, label: Labels | None = None, *, kv_cache: Any | None = None) -> Prediction:
         moving = getattr(kv_cache, "moving", None)
+        patches_per_image: Tensor | int
         if moving is None:
             patches_per_image = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
         else:  # all images in a batch cost as much as the one with the most moving patches
-            patches_per_image = max(int(moving.flatten(1).sum(1).max()), 1)
+            patches_per_image = moving.flatten(1).sum(1).amax().clamp(min=1)
         self.evaluations += len(x_t)
-        self.patches += len(x_t) * patches_per_image
+        self._patches = self._patches + len(x_t) * patches_per_image
         options = {} if kv_cache is None else {"kv_cache": kv_cache}
         prediction: Prediction = self.denoiser(x_t, t, label, **options)
         return prediction
+
+    @property
+    def patches(self) -> int:
+        """Number of patches computed in the evaluations; partial updates (KV cache) skip some."""
+        return int(self._patches)
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,10 @@ class ValidationImages:
 
     def batches(self, size: int) -> Iterator["ValidationImages"]:
         """Return the images in batches of `size`."""
-        positions = range(len(self.images))
-        return (self.select(positions[first : first + size]) for first in positions[::size])
+        for first in range(0, len(self.images), size):
+            rows = slice(first, first + size)
+            labels = None if self.labels is None else self.labels[rows]
+            yield ValidationImages(self.images[rows], self.indices[rows], labels)
 
     def select(self, positions: Sequence[int]) -> "ValidationImages":
         """Return the images at the given positions."""
@@ -128,6 +137,8 @@ class InpaintingBenchmark:
         seed: result k of image i starts from the noise of counter_key(seed, i, k).
         batch_size: maximum number of images per network call.
         decode: function applied to results and true images before they are compared; a codec's decoder for latents.
+        context: function that returns the context to inpaint in, such as `DiffusionModel.sampling_context`; images are
+            compared in float32, whatever the context.
     """
 
     lpips: nn.Module | None = None
@@ -136,6 +147,7 @@ class InpaintingBenchmark:
     seed: int = 0
     batch_size: int = 128
     decode: Callable[[Image], Image] = lambda images: images
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @torch.no_grad()
     def evaluate(
@@ -162,36 +174,38 @@ class InpaintingBenchmark:
         Raises:
             RuntimeError: a result differs from the true image at a known pixel.
         """
-        counting, seconds = CountingDenoiser(denoiser), 0.0
-        features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
-        errors, diversities = [], []
+        device = engine.device_of(denoiser)
+        counting, watch, changed = CountingDenoiser(denoiser), _Stopwatch(device), _ChangedPixels(sampler[0], mask[0])
+        features: list[list[HostCopy]] = [[] for _ in range(self.rounds)]
+        errors: list[HostCopy] = []
+        diversities: list[HostCopy] = []
         for batch in data.batches(self.batch_size):
-            truth, decoded = batch.images.to(engine.device_of(denoiser)), []
-            known = batch.masks(mask[1]).to(truth.device)
+            truth, decoded = to_device(batch.images, device), []
+            known = to_device(batch.masks(mask[1]), device)
             for k in range(self.rounds):
-                start = _synchronized_time(truth.device)
-                results = self.inpaint(counting, batch, known, sampler[1], k)
-                seconds += _synchronized_time(truth.device) - start
-                _check_known_pixels(results, truth, known, sampler[0], mask[0])
+                with watch:
+                    results = self.inpaint(counting, batch, known, sampler[1], k)
+                changed.check(results, truth, known)
                 decoded.append(self.decode(results))
                 if self.frechet is not None:
-                    features[k].append(self.frechet.extract(decoded[-1]).cpu())
+                    features[k].append(HostCopy(self.frechet.extract(decoded[-1])))
                 progress(len(truth))
             if self.lpips is not None:
                 decoded_truth = self.decode(truth)
-                errors.append(_mean_on_cpu([self.lpips(result, decoded_truth) for result in decoded]))
+                errors.append(_copied_mean([self.lpips(result, decoded_truth) for result in decoded]))
                 if self.rounds > 1:
-                    diversities.append(_mean_on_cpu([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
+                    diversities.append(_copied_mean([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
+        changed.finish()
         count = len(data.images) * self.rounds
         return InpaintingScores(
             mask[0],
             sampler[0],
             [] if self.frechet is None else [_distance(self.frechet, batches) for batches in features],
-            torch.cat(errors) if errors else None,
-            torch.cat(diversities) if diversities else None,
+            _concatenated(errors) if errors else None,
+            _concatenated(diversities) if diversities else None,
             counting.evaluations / count,
             counting.patches / count,
-            seconds / count,
+            watch.seconds() / count,
         )
 
     def inpaint(
@@ -199,22 +213,23 @@ class InpaintingBenchmark:
     ) -> Image:
         """Return result k for every image, on the denoiser's device."""
         seeds = [counter_key(self.seed, index, k) for index in batch.indices]
-        return engine.inpaint(
-            denoiser,
-            sampler,
-            image=batch.images,
-            known=known,
-            seeds=seeds,
-            labels=batch.labels,
-            batch_size=self.batch_size,
-        )
+        with self.context():
+            return engine.inpaint(
+                denoiser,
+                sampler,
+                image=batch.images,
+                known=known,
+                seeds=seeds,
+                labels=batch.labels,
+                batch_size=self.batch_size,
+            )
 
     def frechet_of_real(self, data: ValidationImages, device: torch.device | str = "cpu") -> float | None:
         """Return the Fréchet distance of the true images, the best result to expect; None without `frechet`."""
         if self.frechet is None:
             return None
-        decoded = (self.decode(batch.images.to(device)) for batch in data.batches(self.batch_size))
-        return _distance(self.frechet, [self.frechet.extract(images).cpu() for images in decoded])
+        decoded = (self.decode(to_device(batch.images, device)) for batch in data.batches(self.batch_size))
+        return _distance(self.frechet, [HostCopy(self.frechet.extract(images)) for images in decoded])
 
 
 @dataclass(frozen=True)
@@ -301,11 +316,15 @@ def mask_fractions(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float
     }
 
 
-def _distance(metric: FrechetDistance, features: list[Tensor]) -> float:
+def _distance(metric: FrechetDistance, features: Sequence[HostCopy]) -> float:
     """Return the distance of images from the metric's real images, from the features of their batches."""
     metric.reset()
-    metric.update_features(torch.cat(features), real=False)
+    metric.update_features(_concatenated(features), real=False)
     return metric.compute().item()
+
+
+def _concatenated(batches: Sequence[HostCopy]) -> Tensor:
+    return torch.cat([batch.read() for batch in batches])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -321,21 +340,58 @@ def _format_cell(values: PerImage | None) -> str:
     return "" if estimate is None else f"{estimate['mean']:.4f} ± {estimate['standard_error']:.4f}"
 
 
-def _mean_on_cpu(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).mean(0).cpu()
+def _copied_mean(values: Sequence[Tensor]) -> HostCopy:
+    return HostCopy(torch.stack(list(values)).mean(0))
 
 
-def _check_known_pixels(results: Image, truth: Image, known: KnownPixels, sampler: str, mask: str) -> None:
-    changed = int(((results != truth) & known[:, None]).sum())
-    if changed:
-        raise RuntimeError(
-            f"{sampler} changed {changed} known values with {mask}, but must preserve them bit for bit: "
-            "do not override ImageSampler.frames, which restores them"
-        )
+@dataclass
+class _ChangedPixels:
+    """Check that a sampler preserves known pixels; it is one batch late, so that nothing waits."""
+
+    sampler: str
+    mask: str
+    last: HostCopy | None = None
+
+    def check(self, results: Image, truth: Image, known: KnownPixels) -> None:
+        self.finish()
+        self.last = HostCopy(((results != truth) & known[:, None]).sum())
+
+    def finish(self) -> None:
+        """Raise RuntimeError if the last results differ from the true images at known pixels."""
+        if self.last is not None and (changed := int(self.last.read())):
+            raise RuntimeError(
+                f"{self.sampler} changed {changed} known values with {self.mask}, but must preserve them bit for bit: "
+                "do not override ImageSampler.frames, which restores them"
+            )
+        self.last = None
 
 
-def _synchronized_time(device: torch.device) -> float:
-    """Return the current time in seconds, after waiting for all queued work on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+class _Stopwatch:
+    """Context that measures the time of what runs in it, on the device: the host does not wait for a GPU."""
+
+    def __init__(self, device: torch.device):
+        self._marks: list[Any] = []
+        self._is_gpu = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        self._mark()
+
+    def __exit__(self, *_: object) -> None:
+        self._mark()
+
+    def seconds(self) -> float:
+        """Return the time within all contexts so far, after the GPU has finished them."""
+        pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
+        if not self._is_gpu:
+            return sum(end - start for start, end in pairs)
+        if self._marks:
+            self._marks[-1].synchronize()
+        return sum(start.elapsed_time(end) for start, end in pairs) / 1000
+
+    def _mark(self) -> None:
+        if self._is_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())

@@ -38,12 +38,15 @@ class Reference:
         count: number of images, None if unknown.
         features: features of up to `MAX_ROWS` individual images, float32; None for external statistics.
         fingerprint: description that identifies the feature extractor, the images and their preprocessing.
+        precision: precision of the feature extractor, float32; None if unknown, as in files of versions up to 0.2.0, which
+            convolved in TF32 on GPUs.
     """
 
     gaussian: Gaussian
     count: int | None
     features: FeatureArray | None
     fingerprint: Mapping[str, Any]
+    precision: str | None = None
 
 
 def cache_path(fingerprint: Mapping[str, Any]) -> Path:
@@ -69,6 +72,7 @@ def save_reference(reference: Reference, file: Path) -> None:
         tensors["rows"] = reference.features.float()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.fingerprint}
+    metadata["precision"] = reference.precision
     metadata["sha256"] = _sha256(metadata, tensors)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, [as_bytes(tensors, metadata={"reference": json.dumps(metadata)})])
@@ -150,7 +154,8 @@ def _read_safetensors(file: Path) -> Reference:
         if metadata["version"] != VERSION:
             raise ValueError(f"it has version {metadata['version']}, not {VERSION}")
         gaussian = Gaussian(tensors["mean"], tensors["covariance"])
-        return Reference(gaussian, metadata["count"], tensors.get("rows"), metadata["stamp"])
+        rows, precision = tensors.get("rows"), metadata.get("precision")
+        return Reference(gaussian, metadata["count"], rows, metadata["stamp"], precision)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         line = str(error).split("\n")[0]
         raise ValueError(f"reference {file} cannot be read: {line}; delete it and compute it again") from error

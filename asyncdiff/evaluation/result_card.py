@@ -70,6 +70,7 @@ def read_card(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is not a result card, its protocol or metrics are not mappings: evaluate the run again"
         )
+    content["protocol"].setdefault("precision", "float32")  # versions up to 0.2.0 had no other, and recorded none
     return dict(update_names(content))
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from asyncdiff.model import Model
+from asyncdiff.precision import each_within
 from asyncdiff.sampling import engine
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.sampling.tiling import TiledSampler, TilingState
@@ -39,7 +40,7 @@ def draw_together(model: Model, sampler: ImageSampler, batch: Sequence[Request])
         return space.decode(frame.x_t, size, photo=photo if frame.s == 0 else None)
 
     frames = engine.frames(model.denoiser, sampler, images, (model.shape[0], *encoded_size))
-    for done, frame in enumerate(frames):
+    for done, frame in enumerate(each_within(model.sampling_context, frames)):
         yield State(partial(show, frame), frame.t, done, total)
 
 
@@ -62,7 +63,7 @@ def draw_in_windows(model: Model, sampler: TiledSampler, request: Request) -> It
     def show(state: TilingState) -> Image:
         return space.decode(state.canvas[None], request.size, photo=photo, tileable=sampler.tileable)
 
-    for state in sampler.steps(
+    steps = sampler.steps(
         model.denoiser,
         size=space.encoded_size(request.size),
         shape=model.shape,
@@ -71,5 +72,6 @@ def draw_in_windows(model: Model, sampler: TiledSampler, request: Request) -> It
         exemplar=exemplar,
         place=place,
         device=engine.device_of(model.denoiser),
-    ):
+    )
+    for state in each_within(model.sampling_context, steps):
         yield State(partial(show, state), None, state.done, state.windows)

@@ -127,7 +127,8 @@ class Task(ABC):
         """Return the images of a batch, approximately in [-1, 1]; the arguments are those of `states`."""
         from asyncdiff.sampling.trajectories import last
 
-        return last(self.states(model, batch, batch_size)).images
+        with model.sampling_context():
+            return last(self.states(model, batch, batch_size)).images
 
     def sample(
         self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None, batch_size: int = 64

@@ -1,4 +1,4 @@
-"""Measure what one evaluation of a model costs on its device, at a few sizes that are cheap."""
+"""Measure what one evaluation of a model costs on its device and in its precision, at a few sizes that are cheap."""
 
 import math
 import time
@@ -98,8 +98,11 @@ def _measure(
         if measurements and size[0] * size[1] > largest:
             break
         evaluate = prepare(size)
-        work, memory = _count(evaluate)
-        seconds = _time(evaluate, repeated)
+        with model.sampling_context():
+            if torch.is_autocast_enabled(device_of(model.denoiser).type):
+                evaluate()  # converts the weights, which later evaluations use
+            work, memory = _count(evaluate)
+            seconds = _time(evaluate, repeated)
         measurements.append(Measurement(size[0] * size[1], seconds, work, memory))
         if seconds > (CHEAP if len(measurements) >= ENOUGH and size >= model.shape[1:] else EXPENSIVE):
             break

@@ -336,7 +336,7 @@ def test_images_have_a_record_that_reproduces_them(run, photo):
     main(["inpaint", str(run), *argv, "--output", "out"])
     text = Path("out/predict.yaml").read_text()
     command = text.splitlines()[1].removeprefix("#   python -m asyncdiff ")
-    assert command == shlex.join(["inpaint", str(run), *argv])
+    assert command == shlex.join(["inpaint", str(run), *argv, "--precision", "float32"])
     assert "train.py" not in text  # the run has no experiment
     assert f"# Photos:\n#   {photo}: " in text
     assert ", with the built-in mask Square\n" in text

@@ -98,7 +98,7 @@ main(["export", "run", "--output", "exported"])
 main(["sample", "exported", "--seeds", "0", "--output", "e"])
 from asyncdiff.cli.jobs.serve import Planner
 from asyncdiff.web import draw_request, drawing, job_queue
-planner = Planner.load(Path("exported"), SimpleNamespace(device="cpu", weights="auto", codec=None))
+planner = Planner.load(Path("exported"), SimpleNamespace(device="cpu", weights="auto", codec=None, precision=None))
 *_, result = drawing.draw(planner, draw_request.DrawRequest(), Path("served"), lambda: False)
 assert result.images[0].exists()
 print({"lightning"} & set(sys.modules))

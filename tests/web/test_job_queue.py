@@ -36,7 +36,7 @@ PAINT = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).ex
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory):
     run = small_run(tmp_path_factory.mktemp("small"))
-    options = SimpleNamespace(device="cpu", weights="auto", codec=None)
+    options = SimpleNamespace(device="cpu", weights="auto", codec=None, precision=None)
     return Planner.load(run / "checkpoints" / "last.ckpt", options)
 
 

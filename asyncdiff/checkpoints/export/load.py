@@ -63,6 +63,7 @@ def read_export(folder: str | Path, map_location: torch.device | str = "cpu") ->
         "epoch": 0,
         "pytorch-lightning_version": config["software"]["lightning"],
         **({"labels": config["labels"]} if isinstance(config.get("labels"), dict) else {}),
+        **({"precision": config["precision"]} if isinstance(config.get("precision"), str) else {}),
         "export": update_names(config) | {"folder": str(folder)},
     }
 

@@ -50,19 +50,22 @@ def overview() -> str:
     )
 
 
-def add_run_arguments(parser: CommandParser, splits: Any = Literal["val", "test"], split: str = "val") -> None:
-    """Add the arguments shared by all evaluations: run, data split, checkpoint, device and output.
+def add_run_arguments(
+    parser: CommandParser, splits: Any = Literal["val", "test"], split: str = "val", precision: str = ""
+) -> None:
+    """Add the arguments shared by all evaluations: run, data split, checkpoint, device, precision and output.
 
     Args:
         parser: parser to extend.
         splits: type of --split, a Literal of split names.
         split: default of --split.
+        precision: default of --precision, for the help; that of the run if empty.
     """
     parser.add_argument("run", type=Path, help="run directory of train.py, its config.yaml, or an exported folder")
     parser.add_argument("--split", type=splits, default=split, help="split of the data to evaluate on")
     parser.add_argument("--batch_size", type=int, default=128, help="number of images per batch")
     parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/evaluation)")
-    add_model(parser)
+    add_model(parser, precision)
 
 
 @dataclass(frozen=True)

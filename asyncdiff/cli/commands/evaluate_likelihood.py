@@ -17,6 +17,7 @@ MAX_VARIANCE = 10**6  # of latents that are not normalized; pixels have at most 
 def main(argv: Sequence[str]) -> None:
     """Parse and check the arguments, then compute the bounds."""
     options = parse_options("evaluate", DESCRIPTION, _declare, argv)
+    options.precision = options.precision or "float32"  # whatever the run's
     at_least("--points", options.points, 2, "64 is the default", MAX_STEPS)
     if options.images is not None:
         at_least("--images", options.images, 2, "a standard error needs two images")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _declare(parser: CommandParser) -> None:
-    add_run_arguments(parser)
+    add_run_arguments(parser, precision="float32")
     parser.add_argument("--likelihood", action="store_true", help="evaluate likelihood")
     parser.add_object("--paths", "asyncdiff.noise.Path", help=PATHS, by_name=True)
     parser.add_argument("--images", type=int | None, help="number of images (default: the entire split)")

@@ -53,7 +53,7 @@ def _check(options: Any) -> list[str]:
         at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
     if options.images is not None:
         _check_images(options.images)
-        for name in ("sampler", "steps", "guidance", "ckpt_path"):
+        for name in ("sampler", "steps", "guidance", "ckpt_path", "precision"):
             if options[name] is not None:
                 raise ValueError(
                     f"--{name} cannot be combined with --images, since nothing is sampled, got {options[name]}: drop it"

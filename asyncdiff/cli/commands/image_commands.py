@@ -177,7 +177,8 @@ def _draw(job: "DrawJob") -> None:
     from tqdm import tqdm
 
     try:
-        with tqdm(desc=job.task.name, unit="step", disable=None) as bar:
+        # In one context, in which the weights are converted to its precision once, not in every step.
+        with job.model.sampling_context(), tqdm(desc=job.task.name, unit="step", disable=None) as bar:
             for state in job.steps():
                 bar.total = state.total
                 bar.update(state.done - bar.n)

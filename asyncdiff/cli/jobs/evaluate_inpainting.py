@@ -21,6 +21,7 @@ from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load
 from asyncdiff.cli.jobs.extract_features import prepare
 from asyncdiff.cli.jobs.image_sources import RealImages
 from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.devices import to_device
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
 from asyncdiff.evaluation.frechet import FrechetDistance
@@ -54,11 +55,12 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
     images = validation_images(model, data, options)
     bench = InpaintingBenchmark(
         lpips=(options.lpips or LPIPS()).to(options.device) if "lpips" in metrics else None,
-        frechet=reference(data, model, options) if "frechet" in metrics else None,
+        frechet=reference(data, loaded, options) if "frechet" in metrics else None,
         rounds=options.seeds,
         seed=options.seed,
         batch_size=options.batch_size,
-        decode=model.decode,
+        decode=loaded.decode_exactly,
+        context=model.sampling_context,
     )
     comparison = Comparison(model.denoiser, images, bench, by_name, samplers)
     with warnings.catch_warnings():
@@ -95,15 +97,15 @@ def validation_images(model: DiffusionModel, data: Any, options: Any) -> Validat
     batch = images.__getitems__(evenly_spaced(len(images), options.images))
     check_shape(model, batch["image"])
     labels = batch["label"].tolist() if options.labels and model.classes else None
-    return ValidationImages(batch["image"], batch["index"].tolist(), labels)
+    return ValidationImages(to_device(batch["image"], model.device), batch["index"].tolist(), labels)
 
 
-def reference(data: Any, model: DiffusionModel, options: Any) -> FrechetDistance:
+def reference(data: Any, loaded: EvaluatedModel, options: Any) -> FrechetDistance:
     """Return a FrechetDistance with statistics of training images, evenly spaced and decoded if they are latents."""
     features = (options.features or BackboneFeatures()).to(options.device)
-    metric = FrechetDistance(prepare(features, data, model.decode, options))
-    size = options.batch_size
-    source = RealImages(data, "train", options.reference, decode=model.decode, codec=model.codec, batch_size=size)
+    metric = FrechetDistance(prepare(features, data, loaded.decode_exactly, options))
+    codec, size = loaded.model.codec, options.batch_size
+    source = RealImages(data, "train", options.reference, decode=loaded.decode_exactly, codec=codec, batch_size=size)
     total, batches = source.batches(Ranks(0, 1, torch.device(options.device)))
     for _, images in tqdm(batches, desc="reference", total=total, unit="batch", leave=False, disable=None):
         metric.update(images, real=True)

@@ -58,14 +58,21 @@ def compute_bounds(
     indices = evenly_spaced(len(images), options.images)
     sample = images.__getitems__(evenly_spaced(len(images), 4))["image"]
     check_shape(model, sample)
-    evaluator.check(model.denoiser, sample.to(options.device))
+    with model.sampling_context():
+        evaluator.check(model.denoiser, sample.to(options.device))
 
     def evaluate_batch(x: Image, label: Labels | None, positions: list[int]) -> Tensor:
         return evaluator.evaluate(model.denoiser, x, label, [options.seed + position for position in positions])
 
     size, labels = options.batch_size, bool(options.labels and model.classes)
     batches = evaluate_in_batches(
-        images, indices, evaluate_batch, batch_size=size, device=options.device, labels=labels
+        images,
+        indices,
+        evaluate_batch,
+        batch_size=size,
+        device=options.device,
+        labels=labels,
+        precision=model.precision or "float32",
     )
     bar = tqdm(batches, "likelihood", -(-len(indices) // size), unit="batch", leave=False, disable=None)
     return evaluator.summarize(torch.cat(list(bar)), model.denoiser.grid(model.shape[1:]))

@@ -27,6 +27,7 @@ from asyncdiff.evaluation.reference_statistics import Reference
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.sample_report import SampleReport, compute_metrics, metrics_needing_image_features
 from asyncdiff.model import DiffusionModel
+from asyncdiff.precision import full_float32
 from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES
@@ -57,14 +58,14 @@ class Evaluation:
         if options.images is None or getattr(data, "codec", None):
             loaded = EvaluatedModel.load(run, data, processes.device)
             check_shape(loaded.model, data.dataset(options.split).plain().__getitems__([0])["image"])
-        decode = _identity if loaded is None else loaded.model.decode
+        decode = _identity if loaded is None else loaded.decode_exactly
         features = prepare((options.features or InceptionFeatures()).to(processes.device), data, decode, options)
         return cls(options, data, loaded, features, processes)
 
     def real_images(self, split: str, count: int | None) -> RealImages:
         """Return a source of `count` real images from a split; None for all."""
         codec = None if self.loaded is None else self.loaded.model.codec
-        decode = _identity if self.loaded is None else self.loaded.model.decode
+        decode = _identity if self.loaded is None else self.loaded.decode_exactly
         size = self.options.batch_size
         return RealImages(self.data, split, count, decode=decode, codec=codec, batch_size=size)
 
@@ -83,7 +84,8 @@ class Evaluation:
         """Compute metrics of images from their features."""
         features, device = self.features, self.ranks.device
         predict: Any = getattr(features, "logits_of", None)
-        logits = predict(rows.to(device)).cpu() if "inception_score" in metrics and predict else None
+        with full_float32(device):
+            logits = predict(rows.to(device)).cpu() if "inception_score" in metrics and predict else None
         seed = self.options.seed
         return compute_metrics(metrics, features.name, reference, rows, logits=logits, seed=seed, device=device)
 

@@ -1,6 +1,6 @@
 """Load the model and the data of the run that `evaluate` evaluates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.model import DiffusionModel
-from asyncdiff.shapes import Image
+from asyncdiff.shapes import Image, Latents
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class EvaluatedModel:
         file, options = run.find_checkpoint(), run.options
         contents = read_checkpoint(file, device)
         allow = trusted_packages.of_models()
-        model = DiffusionModel.from_checkpoint(contents, file, device, weights=options.weights, allow=allow)
+        model = DiffusionModel.from_checkpoint(
+            contents, file, device, weights=options.weights, precision=options.precision, allow=allow
+        )
         dropout = contents["recipe"]["init_args"].get("label_dropout")
         check_labels(model, getattr(data, "classes", None), conditioned=options.labels, label_dropout=dropout)
         if options.labels and model.classes:
@@ -58,6 +60,10 @@ class EvaluatedModel:
         weights = choose_weights(contents, options.weights, file)[1]
         dtype = next(str(v.dtype) for v in contents["state_dict"].values() if v.is_floating_point())
         return cls(run, data, with_codec(model, options), file, contents.get("global_step", 0), weights, dtype)
+
+    def decode_exactly(self, x: Latents) -> Image:
+        """Decode real images in float32, whatever the precision of sampling: statistics of them may be stored."""
+        return replace(self.model, precision="float32").decode(x)
 
     def protocol(self) -> dict[str, Any]:
         """Return the part of the protocol that all evaluations share: checkpoint, data and software."""
@@ -71,6 +77,7 @@ class EvaluatedModel:
             "split": options.split,
             "seed": options.seed,
             "dtype": self.dtype,
+            "precision": self.model.precision,
             **software(options.device),
         }
 

@@ -52,6 +52,7 @@ def export_contents(
         "recipe": checkpoint["recipe"],
         "weights": weight_set,
         "step": checkpoint.get("global_step", 0),
+        "precision": checkpoint.get("precision"),  # of the run, in which the model draws on devices that have it
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "classes": model.classes,
         "label_names": _label_names(options.label_names, model.classes),

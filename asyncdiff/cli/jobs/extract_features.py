@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from asyncdiff.cli.jobs.distributed import Ranks
 from asyncdiff.cli.jobs.image_sources import ImageSource
-from asyncdiff.evaluation.features.base import Features, to_uint8
+from asyncdiff.devices import HostCopy
+from asyncdiff.evaluation.features.base import Features, LateRangeCheck, to_uint8
 from asyncdiff.evaluation.frechet import Moments
 from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.evaluation.reference_statistics import (
@@ -25,6 +26,7 @@ from asyncdiff.evaluation.reference_statistics import (
     load_reference,
     save_reference,
 )
+from asyncdiff.precision import full_float32
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def extract(
 ) -> ExtractedFeatures:
     """Extract float32 features of all images, each rounded to 8 bits as if it had been saved to a file.
 
+    A GPU works on a batch while the features of the one before are copied.
+
     Args:
         features: prepared feature extractor, on the device of `ranks`.
         source: images to extract features from.
@@ -70,20 +74,34 @@ def extract(
     selected = None
     if max_features is not None and max_features < source.count:
         selected = set(evenly_spaced(source.count, max_features))
+    check_range = LateRangeCheck()
     positions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
     parts: list[Tensor] = [torch.zeros(0, features.dim)]
     first_images: list[tuple[int, Tensor]] = []
+
+    def keep(index: list[int], rows: HostCopy, levels: HostCopy | None) -> None:
+        chosen = [n for n, i in enumerate(index) if selected is None or i in selected]
+        positions.append(torch.tensor(index)[chosen])
+        parts.append(rows.read()[chosen])
+        if levels is not None:
+            first_images.extend((i, levels.read()[n]) for n, i in enumerate(index) if i < keep_images)
+
+    last: tuple[list[int], HostCopy, HostCopy | None] | None = None
     total, batches = source.batches(ranks)
     hidden = None if ranks.first else True  # None shows the bar on a terminal only
     for index, images in tqdm(batches, source.label, total, unit="batch", leave=False, disable=hidden):
+        check_range("images", images)
         levels = to_uint8(images)
-        with torch.autocast(ranks.device.type, enabled=False):
+        with full_float32(ranks.device):
             batch_features = features(levels.float() / 127.5 - 1).float()
         moments.add(batch_features)
-        chosen = [n for n, i in enumerate(index.tolist()) if selected is None or i in selected]
-        positions.append(index[chosen])
-        parts.append(batch_features[chosen].cpu())
-        first_images += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < keep_images]
+        wanted = HostCopy(levels) if any(i < keep_images for i in index.tolist()) else None
+        if last is not None:
+            keep(*last)
+        last = index.tolist(), HostCopy(batch_features), wanted
+    if last is not None:
+        keep(*last)
+    check_range.finish()
     pairs = sorted((pair for part in ranks.gather(first_images) for pair in part), key=lambda pair: pair[0])
     stack = torch.stack([image for _, image in pairs]) if pairs else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
     all_features = ranks.gather_in_order(torch.cat(positions), torch.cat(parts))
@@ -112,13 +130,14 @@ def reference_for(
         check_image_shape(loaded, source.shape, file)
         return loaded, str(file)
     cached_file = cache_path(fingerprint)
-    cached = _load_cached(cached_file, fingerprint) if ranks.first else None
+    cached = _load_cached(cached_file, fingerprint, ranks.device) if ranks.first else None
     if ranks.broadcast(cached is not None):
         return cached, str(cached_file)
     extracted = extract(features, source, ranks, max_features=MAX_ROWS)
     if not ranks.first:
         return None, ""
-    reference = Reference(extracted.moments.gaussian(), extracted.moments.count, extracted.features, fingerprint)
+    moments = extracted.moments
+    reference = Reference(moments.gaussian(), moments.count, extracted.features, fingerprint, "float32")
     try:
         save_reference(reference, cached_file)
     except OSError as error:
@@ -129,11 +148,11 @@ def reference_for(
     return reference, str(cached_file)
 
 
-def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
-    """Return the cached statistics, or None if they are missing, unreadable or out of date."""
+def _load_cached(file: Path, fingerprint: dict[str, Any], device: torch.device) -> Reference | None:
+    """Return the cached statistics, or None if they are missing, unreadable, out of date, or perhaps in TF32."""
     try:
         reference = load_reference(file)
         check_fingerprint(reference, fingerprint, file)
     except (FileNotFoundError, ValueError):
         return None
-    return reference
+    return None if device.type == "cuda" and reference.precision is None else reference

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.jobs.distributed import Ranks
+from asyncdiff.devices import to_device
 from asyncdiff.evaluation.features.base import to_uint8
 from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.foreign_text import visible
@@ -161,7 +162,7 @@ class StoredImages(ImageSource):
         """Read one batch after another; raise ValueError if an image differs in size, or has colors unlike the data."""
         for positions in batches:
             pixels = torch.stack([self._pixels(self.indices[position]) for position in positions])
-            yield torch.tensor(positions), to_model(pixels).to(device)
+            yield torch.tensor(positions), to_device(to_model(pixels), device)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a dict with the number of images, their place, size and a hash."""
@@ -329,7 +330,7 @@ class RealImages(ImageSource):
         for batch in listed:
             if len(batch["index"]):
                 positions = torch.tensor([position_of[index] for index in batch["index"].tolist()])
-                yield positions, self.decode(batch["image"].to(device))
+                yield positions, self.decode(to_device(batch["image"], device))
 
     def probe(self) -> Tensor:
         """Return a few images, evenly spaced over the split, as the data module has them."""

@@ -33,11 +33,16 @@ def format_record(
         YAML layer for `train.py predict`, with the equivalent commands in comments.
     """
     options, config, labels = arguments.options, arguments.run / "config.yaml", arguments.labels
+    precision = model.precision or "float32"
+    if options.precision is None:  # on another device, the default may be another
+        argv = [*argv, "--precision", precision]
     lines = ["# Commands that reproduce these images:", f"#   {shell_line(['python', '-m', 'asyncdiff', *argv])}"]
     if config.is_file() and options.weights == "auto":  # `predict` always chooses weights as `auto` does
         files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
         predict = shell_line(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
+        if precision == "tf32":
+            lines.append("# TF32 is no precision of the trainer: these images are equal up to rounding.")
     if notes:
         lines += ["# Photos:", *(f"#   {visible(note, MAX_NOTE)}" for note in notes)]
     device = torch.device(options.device)
@@ -51,12 +56,12 @@ def format_record(
                 "batch_size": options.batch_size,
             },
         },
-        "trainer": {  # as in the commands: one device, float32
+        "trainer": {  # as in the commands: one device
             "accelerator": "gpu" if device.type == "cuda" else device.type,
             "devices": 1 if device.index is None else [device.index],
             "num_nodes": 1,
             "strategy": "auto",
-            "precision": "32-true",
+            "precision": "bf16-mixed" if precision == "bf16" else "32-true",
         },
     }
     if options.codec is not None:

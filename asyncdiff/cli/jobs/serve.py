@@ -37,7 +37,7 @@ class Planner:
     Attributes:
         model: model that draws, which no request changes.
         checkpoint: its checkpoint.
-        model_argv: options that select the device and the weights, for the command lines shown to the user.
+        model_argv: options that select device, precision and weights, for the command lines shown to the user.
         codec_argv: options that set the codec, which the model has already.
     """
 
@@ -51,7 +51,8 @@ class Planner:
         """Load the model that the options of the command select."""
         model = load_model(checkpoint, options)
         weights = [] if options.weights == "auto" else ["--weights", options.weights]
-        return cls(model, checkpoint, ["--device", options.device, *weights], codec_argv)
+        precision = model.precision or "float32"
+        return cls(model, checkpoint, ["--device", options.device, "--precision", precision, *weights], codec_argv)
 
     def __call__(self, request: DrawRequest, folder: Path) -> tuple[DrawJob, str]:
         """Return the job for a request and its command line."""

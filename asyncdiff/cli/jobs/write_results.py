@@ -112,5 +112,5 @@ def _images(protocol: Mapping[str, Any], source: str) -> str:
     parts = [source, f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"]
     if "weights" in protocol:
         weights = f"{protocol['weights']} weights at step {protocol['step']}"
-        parts.insert(0, f"{weights}, {protocol['checkpoint_sha256'][:12]}")
+        parts.insert(0, f"{weights}, {protocol['checkpoint_sha256'][:12]}, drawn in {protocol['precision']}")
     return f"images: {'; '.join(parts)}"

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least, check_seeds
+from asyncdiff.devices import HostCopy, to_device
 from asyncdiff.evaluation.features.weights import tensors_sha256
+from asyncdiff.precision import full_float32
 from asyncdiff.shapes import Image, Labels, check_pixels
 
 FeatureArray = Float[Tensor, "b d"]
@@ -31,10 +33,38 @@ def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
         8-bit images.
 
     Raises:
-        ValueError: the images certainly have another range, see `check_pixels`.
+        ValueError: the images certainly have another range, see `check_range`.
     """
-    check_pixels("images", images)
+    check_range("images", images)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_range(name: str, images: Image) -> None:
+    """Raise ValueError if images certainly have another range than [-1, 1], see `check_pixels`.
+
+    Of images on a GPU only the type is checked, because the host would wait for their values; see `LateRangeCheck`.
+    """
+    check_pixels(name, images[:0] if images.device.type == "cuda" else images)
+
+
+class LateRangeCheck:
+    """Check of the range of images batch by batch; on a GPU one batch late, when the values are at the host."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Image, HostCopy] | None = None
+
+    def __call__(self, name: str, images: Image) -> None:
+        """Check images, or on a GPU those of the previous call; raise ValueError as `check_pixels` does."""
+        self.finish()
+        check_range(name, images)
+        if images.device.type == "cuda" and images.numel():
+            self._last = name, images, HostCopy(images.min())
+
+    def finish(self) -> None:
+        """Check the images of the last call; raise ValueError as `check_pixels` does."""
+        last, self._last = self._last, None
+        if last is not None and last[2].read() >= 0:  # most have negative values, and are done with
+            check_pixels(last[0], last[1])
 
 
 def as_rgb(images: Image) -> Float[Tensor, "b 3 h w"]:
@@ -210,10 +240,7 @@ class TrainedClassifier(Features):
             if min(images.shape[2:]) < 5:
                 raise ValueError(f"images must be at least 5x5 pixels, got {tuple(images.shape[2:])}: use as_features")
             self.requires_grad_(True)
-            with (
-                torch.autocast(_device(self).type, enabled=False),
-                torch.backends.cudnn.flags(enabled=True, deterministic=True),
-            ):
+            with full_float32(_device(self)), _deterministic_convolutions():
                 self._train(images.float(), labels)
             self.requires_grad_(False)
         self.prepared.fill_(True)
@@ -223,12 +250,13 @@ class TrainedClassifier(Features):
         device = _device(self)
         size = min(BATCH_SIZE, len(images))
         orders = [torch.randperm(len(images)) for _ in range(self.epochs)]
+        orders = [to_device(order, device) for order in orders]
         steps = [indices for order in orders for indices in order.split(size) if len(indices) == size]
+        images, labels = to_device(images, device), to_device(labels, device)
         optimizer = torch.optim.AdamW(self.parameters(), lr=PEAK_LR)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=len(steps))
         for indices in steps:
-            logits = self.head(self._embed(images[indices].to(device)))
-            loss = F.cross_entropy(logits, labels[indices].to(device))
+            loss = F.cross_entropy(self.head(self._embed(images[indices])), labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -248,6 +276,16 @@ def _quadrant_means(maps: Tensor) -> Tensor:
     """Return the mean of each quadrant, (b, 4 c); adaptive pooling has no deterministic gradient on a GPU."""
     parts = [part for half in maps.tensor_split(2, dim=2) for part in half.tensor_split(2, dim=3)]
     return torch.cat([part.mean((2, 3)) for part in parts], dim=1)
+
+
+@contextmanager
+def _deterministic_convolutions() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _device(module: nn.Module) -> torch.device:

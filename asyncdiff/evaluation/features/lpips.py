@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from asyncdiff.evaluation.features.base import Features, as_rgb, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.base import Features, as_rgb, check_range, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import published_hash, read_tensors, tensors_sha256, weight_file
-from asyncdiff.shapes import Image, check_pixels
+from asyncdiff.precision import full_float32
+from asyncdiff.shapes import Image
 
 Distances = Float[Tensor, " b"]
 
@@ -74,9 +75,10 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"images and others must have the same shape, got {tuple(images.shape)} and {tuple(others.shape)}"
             )
-        check_pixels("images", images)
-        check_pixels("others", others)
-        return self.distance(_network_input(images), _network_input(others)).flatten()
+        check_range("images", images)
+        check_range("others", others)
+        with full_float32(images.device):
+            return self.distance(_network_input(images), _network_input(others)).flatten()
 
 
 class BackboneFeatures(Features):

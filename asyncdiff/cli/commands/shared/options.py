@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from asyncdiff.checks import MAX_SEEDS
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
 from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
+from asyncdiff.precision import Precision, check_precision, emulation_warning
 
 if TYPE_CHECKING:
     from asyncdiff.model import DiffusionModel
@@ -22,16 +24,17 @@ def add_device(parser: CommandParser) -> None:
     parser.add_argument("--device", type=str | None, help=DEVICE)
 
 
-def add_model(parser: CommandParser) -> None:
-    """Add the options that select a model and its device, which `load_model` uses."""
+def add_model(parser: CommandParser, default_precision: str = "") -> None:
+    """Add the options that select a model, its device and its precision, which `load_model` uses."""
     parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
     parser.add_object("--codec", "asyncdiff.latents.Codec", help=CODEC)
     add_device(parser)
+    parser.add_argument("--precision", type=Precision | None, help=PRECISION.format(default_precision or OF_THE_RUN))
 
 
 def choose_device(options: Any) -> None:
-    """Set --device to its default if it was omitted; raise ValueError unless the device is available."""
+    """Set --device to its default if it was omitted; raise ValueError unless it is available and has --precision."""
     import torch  # imported late, after the options have been checked
 
     # Without an allocation, for which every process of an evaluation would occupy memory of the first GPU.
@@ -45,14 +48,24 @@ def choose_device(options: Any) -> None:
     is_index = re.fullmatch("0|[1-9][0-9]{0,3}", index)
     if name not in counts and not (is_index and int(index) < counts.get(kind, 0)):
         raise ValueError(f"--device {name} is not available on this machine: use cpu")
+    if precision := getattr(options, "precision", None):
+        check_precision("--precision", precision, name)
+        if warning := emulation_warning("--precision", precision, name):
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def load_model(checkpoint: Path, options: Any) -> "DiffusionModel":
-    """Load the model from a checkpoint, with the weights, codec and device given by the options."""
+    """Load the model from a checkpoint, with the weights, codec, device and precision given by the options."""
     from asyncdiff.model import DiffusionModel  # imported late, after the options have been checked
 
     choose_device(options)
-    model = DiffusionModel.load(checkpoint, options.device, weights=options.weights, allow=trusted_packages.of_models())
+    model = DiffusionModel.load(
+        checkpoint,
+        options.device,
+        weights=options.weights,
+        precision=options.precision,
+        allow=trusted_packages.of_models(),
+    )
     return with_codec(model, options)
 
 
@@ -121,6 +134,8 @@ MAX_NAME = 200  # bytes of a name, to which suffixes are added
 RUN = "run directory of train.py, .ckpt file or exported folder"
 CKPT_PATH = "checkpoint file, or another run or export (default: RUN/checkpoints/last.ckpt)"
 DEVICE = "device such as cpu, cuda, cuda:1 or mps (default: cuda if available, else cpu)"
+PRECISION = """precision of the network: float32, tf32 (NVIDIA GPUs only) or bf16 (default: {})"""
+OF_THE_RUN = "bf16 if the run was trained in 16 bits and the device has bfloat16 in hardware, else float32"
 WEIGHTS = "weights to use: auto (EMA weights if there are any, else raw), ema, or raw (those of the last training step)"
 CODEC = """codec that decodes the latents of a latent model: a class of asyncdiff.latents or a YAML file with one
 (default: the checkpoint's; use this option if its files have moved)"""
