@@ -23,7 +23,8 @@ from torch import Tensor
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.weightings import ELBO
-from asyncdiff.noise.paths import Conditioned, Curve, Floored, Path, Synchronous
+from asyncdiff.noise.curves import Curve
+from asyncdiff.noise.paths import Conditioned, Floored, Path, Synchronous
 from asyncdiff.noise.processes import Process
 from asyncdiff.noise.progress_samplers import FluxProgress, ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, fork, normal, uniform

@@ -6,6 +6,7 @@ it.
 """
 
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
+from asyncdiff.noise.curves import BroadcastCurve, Curve
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import BlockwiseField, Field, IndependentField, PerlinField
 from asyncdiff.noise.level_samplers import (
@@ -27,7 +28,6 @@ from asyncdiff.noise.orders import CenterOut, CustomOrder, Order, Raster, Shuffl
 from asyncdiff.noise.paths import (
     AsyncPatch,
     Conditioned,
-    Curve,
     Floored,
     Ordered,
     PartiallyNoised,
@@ -43,6 +43,7 @@ __all__ = [
     "AlongPath",
     "AsyncPatch",
     "BlockwiseField",
+    "BroadcastCurve",
     "CenterOut",
     "CleanPatches",
     "Conditioned",

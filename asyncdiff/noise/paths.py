@@ -6,19 +6,19 @@ integrates along a curve, and sampling follows one backwards from s = 1 to s = 0
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from asyncdiff.checks import below_one
 from asyncdiff.devices import DeviceConstant, to_device
+from asyncdiff.noise.curves import BroadcastCurve, Curve, derived
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
 from asyncdiff.randomness import Generators, RandomSource, seeded
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress, upsampled_to
-
-Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
 LOWEST_FLOOR = 1e-12  # smallest floor for which SNRs and their derivatives, 2 / t^3, do not overflow in float32
 
@@ -74,11 +74,14 @@ class Synchronous(Path):
     """Path of standard diffusion: t_i(s) = s for all patches."""
 
     def curve(self, source: RandomSource) -> Curve:
+        def levels(s: Tensor) -> Tensor:
+            return s[..., None, None].expand(*s.shape, *source.grid)
+
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            t = s[:, None, None].expand(len(s), *source.grid)
+            t = levels(s)
             return t, torch.ones_like(t)
 
-        return curve
+        return BroadcastCurve(curve, levels, source.grid)
 
 
 class AsyncPatch(Path):
@@ -112,13 +115,15 @@ class AsyncPatch(Path):
     def curve(self, source: RandomSource) -> Curve:
         u = self.spread * self.field.sample(source)
 
-        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            s = s[:, None, None]
+        def levels(s: Tensor) -> Tensor:
+            s = s[..., None, None]
             # Rounding can push s + u m(s) outside [0, 1] by one ulp, but levels must lie in it.
-            t = (s + u * torch.minimum(s, 1 - s)).clamp(0, 1)
-            return t, torch.where(s < 0.5, 1 + u, 1 - u)
+            return (s + u * torch.minimum(s, 1 - s)).clamp(0, 1)
 
-        return curve
+        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+            return levels(s), torch.where(s[:, None, None] < 0.5, 1 + u, 1 - u)
+
+        return BroadcastCurve(curve, levels, source.grid)
 
 
 class Ordered(Path):
@@ -153,12 +158,15 @@ class Ordered(Path):
         # likelihood bounds too low.
         pause = 4 * speed * torch.finfo(source.dtype).eps
 
+        def unclamped(s: Tensor) -> Tensor:
+            return ((s * speed)[..., None, None] - delay - pause) / (1 - 2 * pause)
+
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            t = ((s * speed)[:, None, None] - delay - pause) / (1 - 2 * pause)
+            t = unclamped(s)
             moving = (t > 0) & (t < 1)
             return t.clamp(0, 1), speed / (1 - 2 * pause) * moving.to(t.dtype)
 
-        return curve
+        return BroadcastCurve(curve, lambda s: unclamped(s).clamp(0, 1), source.grid)
 
 
 class Waypoints(Path):
@@ -199,13 +207,22 @@ class Waypoints(Path):
     def curve(self, source: RandomSource) -> Curve:
         maps, at = (constant.on(source.device) for constant in self._on_grid(tuple(source.grid), source.dtype))
 
-        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+        def segment(s: Tensor) -> tuple[Tensor, ...]:
+            """Return the maps at the ends of the segments of s, the share of s in them, and their length."""
             k = (torch.searchsorted(at, s.contiguous(), right=True) - 1).clamp(0, len(at) - 2)
-            start, end, first, last = maps[k], maps[k + 1], at[k], at[k + 1]
-            part = ((s - first) / (last - first))[:, None, None]
-            return torch.lerp(start, end, part), (end - start) / (last - first)[:, None, None]
+            first, last = at[k], at[k + 1]
+            return (
+                maps[k],
+                maps[k + 1],
+                ((s - first) / (last - first))[..., None, None],
+                (last - first)[..., None, None],
+            )
 
-        return curve
+        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+            start, end, part, length = segment(s)
+            return torch.lerp(start, end, part), (end - start) / length
+
+        return BroadcastCurve(curve, lambda s: torch.lerp(*segment(s)[:3]), source.grid)
 
     @lru_cache(maxsize=64)  # noqa: B019  few paths, which live as long as the process
     def _on_grid(self, grid: tuple[int, int], dtype: torch.dtype) -> tuple[DeviceConstant, DeviceConstant]:
@@ -251,7 +268,7 @@ class Conditioned(Path):
             t, slope = inner(s)
             return t.masked_fill(known, 0), slope.masked_fill(known, 0)
 
-        return curve
+        return derived(inner, curve, lambda t: t.masked_fill(known, 0))
 
 
 class PartiallyNoised(Path):
@@ -284,7 +301,7 @@ class PartiallyNoised(Path):
             t, slope = inner(s)
             return levels * t, levels * slope
 
-        return curve
+        return derived(inner, curve, lambda t: levels * t)
 
 
 class Floored(Path):
@@ -326,7 +343,7 @@ class Floored(Path):
             t, slope = inner(s)
             return self.t_min + (1 - self.t_min) * t, (1 - self.t_min) * slope
 
-        return curve
+        return derived(inner, curve, lambda t: self.t_min + (1 - self.t_min) * t)
 
 
 def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: int = 65) -> None:

@@ -93,6 +93,16 @@ def test_slopes_are_finite_differences(path):
 
 
 @every_path
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_levels_at_many_points_are_those_of_each_point(path, dtype):
+    curve, points = path.draw(3, (4, 4), generator=seeded(0), dtype=dtype), torch.rand(5, 2, 3, dtype=dtype)
+    levels = curve.levels(points)
+    for i in range(5):
+        for j in range(2):
+            assert torch.equal(levels[i, j], curve(points[i, j])[0])
+
+
+@every_path
 def test_curve_of_an_image_depends_only_on_its_seed(path):
     s = torch.tensor([0.3, 0.3, 0.3])
     together = path.draw(3, (4, 4), generator=per_image([5, 6, 7]))(s)

@@ -7,6 +7,7 @@ import torch
 from noise.laws import every_process, grid_name, rebuilt, refusals
 
 from asyncdiff.denoising.weightings import ELBO
+from asyncdiff.noise import progress_samplers
 from asyncdiff.noise.level_samplers import AlongPath, Homogeneous, WithCleanPatches
 from asyncdiff.noise.orders import Raster, Shuffled, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
@@ -67,6 +68,29 @@ def test_flux_progress_inverts_its_cdf(path, process):
     s.requires_grad_()
     (slope,) = torch.autograd.grad(shares(curve, s, 0.3, process).sum(), s)
     assert torch.allclose(density, slope, rtol=1e-9)
+
+
+@every_process
+@every_path
+def test_sections_find_the_progress_of_bisection(path, process, monkeypatch):
+    """On GPUs, s is found by dividing intervals into many sections: the same s to 1e-12, if both go on for so long."""
+    monkeypatch.setattr(progress_samplers, "BISECTIONS", 45)
+    monkeypatch.setattr(progress_samplers, "BITS", 45)
+    curve, u, sampler = single(path), inner(60), FluxProgress(0.3, process)
+    (s, total), (expected, expected_total) = sampler._sectioned(curve, u), sampler._bisected(curve, u)
+    assert (s - expected).abs().max() < 1e-12
+    assert torch.equal(total, expected_total)
+
+
+@every_path
+@pytest.mark.parametrize("images", [200, 1100])  # sections of 8 and of 6 bits
+def test_sections_are_exact_to_the_rounding_of_single_precision(path, images):
+    curve = path.draw(1, GRID, generator=seeded(0))
+    u, sampler = inner(images).float(), FluxProgress()
+    s, expected = sampler._sectioned(curve, u)[0], sampler._bisected(curve, u)[0]
+    assert (s - expected).abs().max() <= torch.finfo(torch.float32).eps
+    t, slope = curve(s)
+    assert ((sampler._gain_rate(t) * slope).mean((1, 2)) > 0).all()  # no s between two groups, where nothing moves
 
 
 def test_uniform_progress_is_uniform():
