@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asyncdiff.denoising.denoiser import Denoiser, Prediction
 from asyncdiff.devices import HostCopy, to_device
+from asyncdiff.evaluation.features.base import check_range
 from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.evaluation.likelihood_by_path import standard_error
 from asyncdiff.markdown import markdown_table
@@ -174,6 +175,7 @@ class InpaintingBenchmark:
         Raises:
             RuntimeError: a result differs from the true image at a known pixel.
         """
+        check_range("images", data.images)
         device = engine.device_of(denoiser)
         counting, watch, changed = CountingDenoiser(denoiser), _Stopwatch(device), _ChangedPixels(sampler[0], mask[0])
         features: list[list[HostCopy]] = [[] for _ in range(self.rounds)]
@@ -181,11 +183,12 @@ class InpaintingBenchmark:
         diversities: list[HostCopy] = []
         for batch in data.batches(self.batch_size):
             truth, decoded = to_device(batch.images, device), []
-            known = to_device(batch.masks(mask[1]), device)
+            known = batch.masks(mask[1])  # samplers read masks on the host
+            known_there = to_device(known, device)
             for k in range(self.rounds):
                 with watch:
                     results = self.inpaint(counting, batch, known, sampler[1], k)
-                changed.check(results, truth, known)
+                changed.check(results, truth, known_there)
                 decoded.append(self.decode(results))
                 if self.frechet is not None:
                     features[k].append(HostCopy(self.frechet.extract(decoded[-1])))
@@ -213,16 +216,10 @@ class InpaintingBenchmark:
     ) -> Image:
         """Return result k for every image, on the denoiser's device."""
         seeds = [counter_key(self.seed, index, k) for index in batch.indices]
+        images = engine.ImageBatch(seeds, batch.labels, batch.images, known)
+        channels, height, width = batch.images.shape[1:]
         with self.context():
-            return engine.inpaint(
-                denoiser,
-                sampler,
-                image=batch.images,
-                known=known,
-                seeds=seeds,
-                labels=batch.labels,
-                batch_size=self.batch_size,
-            )
+            return engine.sample(denoiser, sampler, images, (channels, height, width), batch_size=self.batch_size)
 
     def frechet_of_real(self, data: ValidationImages, device: torch.device | str = "cpu") -> float | None:
         """Return the Fréchet distance of the true images, the best result to expect; None without `frechet`."""

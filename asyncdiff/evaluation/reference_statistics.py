@@ -38,8 +38,8 @@ class Reference:
         count: number of images, None if unknown.
         features: features of up to `MAX_ROWS` individual images, float32; None for external statistics.
         fingerprint: description that identifies the feature extractor, the images and their preprocessing.
-        precision: precision of the feature extractor, float32; None if unknown, as in files of versions up to 0.2.0, which
-            convolved in TF32 on GPUs.
+        precision: precision of the feature extractor, float32; None in files of versions up to 0.2.0, which convolved
+            in TF32 on GPUs.
     """
 
     gaussian: Gaussian

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.devices import to_device
 from asyncdiff.model import Model
 from asyncdiff.sampling.engine import available_on, device_of
 from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
@@ -122,9 +123,9 @@ class PixelSpace:
         levels = [photo.levels for photo, _ in photos if photo.levels is not None]
         device = device_of(self.model.denoiser)
         return KnownImage(
-            torch.stack(images).to(device),
-            torch.stack(known).to(device),
-            torch.stack(levels).to(device) if levels else None,
+            to_device(torch.stack(images), device),
+            to_device(torch.stack(known), device),
+            to_device(torch.stack(levels), device) if levels else None,
         )
 
     def encode(self, photo: KnownImage) -> KnownImage:
@@ -150,7 +151,7 @@ class PixelSpace:
 
     def encode_exemplar(self, photo: Photo) -> tuple[Float[Tensor, "c eh ew"], tuple[int, int]]:
         """Return a photo in the model's space, cropped to complete latents, and its position in the result there."""
-        image = photo.image.to(device_of(self.model.denoiser))
+        image = to_device(photo.image, device_of(self.model.denoiser))
         if self.model.codec is None:
             return image, photo.place
         rows, columns = self.covered_pixels(photo)

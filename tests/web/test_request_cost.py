@@ -6,8 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from small_runs import small_dit
 
+from asyncdiff import DiffusionModel
+from asyncdiff.denoising import Denoiser
+from asyncdiff.noise import RectifiedFlow
+from asyncdiff.sampling import Sampler
 from asyncdiff.tasks.drawing_cost import DrawingCost, EvaluationCost, Measurement
+from asyncdiff.tasks.measured_cost import measure_network
 from asyncdiff.web.draw_request import DrawRequest
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.request_cost import check_cost, estimate, format_duration, largest_size
@@ -140,3 +146,16 @@ def test_the_largest_size_fits_and_the_next_one_does_not():
 )
 def test_durations_have_a_suitable_unit(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_costs_are_measured_in_the_precision_of_the_model():
+    """The same operations; in bf16 most tensors of a DiT have half the bytes, and its weights are converted before."""
+    network = small_dit(channels=3, dim=64, depth=3, heads=4)
+    model = DiffusionModel(Denoiser(network, RectifiedFlow()).eval(), Sampler(steps=2), 16)
+    exact, half = (
+        measure_network(replace(model, precision=name), largest=1024, repeated=0) for name in ("float32", "bf16")
+    )
+    for point, other in zip(exact.measurements, half.measurements, strict=False):
+        assert (point.area, point.work) == (other.area, other.work)
+        assert 0.5 * point.memory < other.memory < 0.65 * point.memory
+    assert not torch.is_autocast_enabled("cpu")

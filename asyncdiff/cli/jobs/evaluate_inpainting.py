@@ -38,6 +38,7 @@ from asyncdiff.noise.masks import Mask, OnPixels, mask_by_name
 from asyncdiff.sampling.engine import device_of
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.shapes import check_pixels
 
 Tile = Float[Tensor, "3 height width"]
 
@@ -96,6 +97,7 @@ def validation_images(model: DiffusionModel, data: Any, options: Any) -> Validat
     images = data.dataset(options.split).plain()
     batch = images.__getitems__(evenly_spaced(len(images), options.images))
     check_shape(model, batch["image"])
+    check_pixels("images", batch["image"])
     labels = batch["label"].tolist() if options.labels and model.classes else None
     return ValidationImages(to_device(batch["image"], model.device), batch["index"].tolist(), labels)
 
