@@ -17,6 +17,7 @@ from datamodules import ImageFolder
 from datamodules.base import ImageDataModule
 
 KINDS = {"jpg": (375, 500, 256), "png": (32, 32, 32)}  # height and width of the files, and the side that is read
+PRECISION = "uint8 files, float32 on the device"
 SECONDS = 2.0  # of reading, after the first batch
 CORES = len(os.sched_getaffinity(0))
 

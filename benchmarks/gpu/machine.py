@@ -18,11 +18,6 @@ from torch import nn
 from asyncdiff.precision import Precision, auto_precision
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLES = {
-    # The workspace that cuBLAS has on Hopper anyway; without it, PyTorch refuses deterministic matrix products.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    "KINETO_LOG_LEVEL": "5",  # the profiler prints nothing
-}
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,7 @@ class Machine:
     def compile(self, network: nn.Module, compiled: bool) -> None:
         """Compile a network in place, if the mode asks for it."""
         if compiled:
+            torch.compiler.reset()  # graphs of earlier networks count towards the limit of recompilations
             network.compile(**self.compile_options)
 
 

@@ -41,7 +41,6 @@ def batches(machine: Machine) -> tuple[int, ...]:
 def denoiser_of(machine: Machine, compiled: bool) -> Denoiser:
     """Return the network to sample with."""
     torch.manual_seed(0)
-    torch.compiler.reset()
     network = sizes(machine)[LEADING].network().to(machine.device).eval()
     machine.compile(network, compiled)
     return Denoiser(network, RectifiedFlow())

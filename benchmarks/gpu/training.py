@@ -47,23 +47,22 @@ def sizes(machine: Machine) -> dict[str, Case]:
 
 
 def measurements(machine: Machine) -> Iterator[Measurement]:
-    """Yield the measurements, those with goals first."""
-    modes = sorted(machine.modes, reverse=True)  # the compiled ones have goals
-    for compiled in modes:
-        mode, kinds = machine.mode(compiled), (ONE, TABLE) if compiled else (ONE, TABLE, NAIVE)
+    """Yield the measurements: quick ones and those with goals first."""
+    for compiled in machine.modes:
+        kinds = (ONE, TABLE) if compiled else (ONE, TABLE, NAIVE)
         for name in BATCHES:
-            yield Measurement(f"{machine.label(name)}, {mode}", partial(steps, name, kinds, compiled, machine))
-            if name == LEADING:
-                run = partial(trainer_steps, compiled, machine)
-                yield Measurement(f"{machine.label(name)}, Trainer, {mode}", run)
-    for compiled in filter(None, modes):
+            run = partial(steps, name, kinds, compiled, machine)
+            yield Measurement(f"{machine.label(name)}, {machine.mode(compiled)}", run)
+    for compiled in machine.modes:
+        run = partial(trainer_steps, compiled, machine)
+        yield Measurement(f"{machine.label(LEADING)}, Trainer, {machine.mode(compiled)}", run)
+    for compiled in filter(None, machine.modes):
         run = partial(steps, LEADING, (ONE, NAIVE), compiled, machine)
         yield Measurement(f"{machine.label(LEADING)}, naive, {machine.mode(compiled)}", run)
 
 
 def bench_of(machine: Machine, case: Case, compiled: bool = False) -> Bench:
     """Return the networks of a case in the precision of training."""
-    torch.compiler.reset()  # graphs of earlier networks count towards the limit of recompilations
     bench = Bench(case, machine.device, DTYPES[machine.precision], None)
     for network in bench.networks.values():
         machine.compile(network, compiled)
@@ -88,9 +87,8 @@ def steps(name: str, kinds: Sequence[str], compiled: bool, machine: Machine, dea
     """Measure the training steps of a network: levels, noise, forward and backward pass, AdamW."""
     batch = batch_that_fits(name, TABLE, machine)
     bench = bench_of(machine, replace(sizes(machine)[name], batch=batch), compiled)
-    times = medians(
-        {kind: partial(bench.step, kind) for kind in kinds}, machine.device, min(machine.largest_time, deadline.left)
-    )
+    runs = {kind: partial(bench.step, kind) for kind in kinds}
+    times = medians(runs, machine.device, min(machine.largest_time, deadline.left))
     if ONE not in times:
         raise torch.OutOfMemoryError(f"{name} with {batch} images and its naive copy need more memory")
     one = IndexedLevels.per_image(torch.rand(batch, device=machine.device))
@@ -101,7 +99,7 @@ def steps(name: str, kinds: Sequence[str], compiled: bool, machine: Machine, dea
         row = {"precision": machine.precision, "batch": batch, "levels": kind, **seconds.columns()}
         row |= {"ratio": seconds.median / times[ONE].median, "images/s": batch / seconds.median}
         row["MFU, %"] = 100 * flops / seconds.median / peak if flops and peak else "unknown"
-        rows.append(row | peak_memory(partial(bench.step, kind), machine.device))
+        rows.append(row | peak_memory(runs[kind], machine.device))
     if compiled and not machine.small and TABLE in times:
         maps = rows[list(times).index(TABLE)]
         goals.append(Goal(f"{name}: maps at most {RATIO} of one level", maps["ratio"], RATIO))
@@ -114,7 +112,6 @@ def steps(name: str, kinds: Sequence[str], compiled: bool, machine: Machine, dea
 def trainer_steps(compiled: bool, machine: Machine, deadline: Deadline) -> Finding:
     """Measure a run of the Trainer with EMA, guard, clipping and the default callbacks, on data in memory."""
     case, batch = sizes(machine)[LEADING], batch_that_fits(LEADING, TABLE, machine)
-    torch.compiler.reset()
     network = case.network(classes=LABELS)  # type: ignore[call-arg]
     machine.compile(network, compiled)
     module = AsyncDiffusion(network, image_size=case.size)
