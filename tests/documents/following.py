@@ -67,7 +67,8 @@ def follow(line: str, *, needs: bool) -> str:
     elif program in LAUNCHERS:
         parse(launched_program(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
-        assert (ROOT / words[1].replace(".", "/")).with_suffix(".py").is_file(), line
+        module = ROOT / words[1].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), line
     elif program == "python" and (needs or words[2] in ENDLESS):
         parse(words)
     elif program == "python":
