@@ -267,7 +267,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, data: ImageDataset, **order: Any) -> Iterator[Batch]:
         """Iterate over finished batches in an order given by arguments of DataLoader."""
-        return map(data.finish, DataLoader(RawBatches(data), num_workers=self.workers, collate_fn=_no_collate, **order))
+        options = {"num_workers": self.workers, "pin_memory": torch.cuda.is_available(), "collate_fn": _no_collate}
+        return map(data.finish, DataLoader(RawBatches(data), **options, **order))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of training batches of equal size, whose order a resumed run continues."""

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,21 @@ class CachedLatents(ImageDataset):
 def sampled(mean: Tensor, std: Tensor | None, key: Tensor, shift: Sequence[float], scale: Sequence[float]) -> Tensor:
     """Return (mean + std * noise of the keys - shift) * scale, without noise if there is no standard deviation."""
     if std is not None:
-        mean = torch.addcmul(mean, std, counter_normal(key.to(mean.device), mean.shape[1:]))
-    shifts, scales = (mean.new_tensor(numbers)[:, None, None] for numbers in (shift, scale))
+        mean = torch.addcmul(mean, std, counter_normal(_on(mean.device, key), mean.shape[1:]))
+    shifts, scales = (_per_channel(tuple(numbers), mean.dtype, mean.device) for numbers in (shift, scale))
     return (mean - shifts) * scales
+
+
+def _on(device: torch.device, x: Tensor) -> Tensor:
+    """Return `x` on a device, through pinned memory, so that the host does not wait for a GPU."""
+    return (x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x).to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return one number per channel, (c, 1, 1), copied to each device once."""
+    with torch.inference_mode(False):  # validation may be first, and training could not use its inference tensors
+        return _on(device, torch.tensor(numbers, dtype=dtype)[:, None, None])
 
 
 class LatentCache(ImageDataModule):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.export.load import tensors_sha256
 from asyncdiff.checkpoints.loaded_tensors import check_tensors
+from asyncdiff.devices import to_device
 from asyncdiff.latents.codec import Codec, Moments, check_numbers
 from asyncdiff.shapes import Image, Latents
 
@@ -109,10 +110,8 @@ class Autoencoder(Codec):
     @torch.no_grad()
     def _in_chunks(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, pixels: int) -> tuple[Tensor, ...]:
         """Apply `compute` to `x` in chunks of a few images of `pixels` pixels; results are on the device of `x`."""
-        chunks = []
         # Under autocast, results would depend on the caller.
         with torch.autocast(self._device.type, enabled=False):
-            for part in x.split(max(1, PIXELS_AT_ONCE // pixels)):
-                tensors = compute(part.to(self._device, DTYPES[self.dtype]))
-                chunks.append(tuple(tensor.to(x.device) for tensor in tensors))
-        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+            parts = (to_device(part, self._device) for part in x.split(max(1, PIXELS_AT_ONCE // pixels)))
+            chunks = [compute(part.to(DTYPES[self.dtype])) for part in parts]
+            return tuple(torch.cat(tensors).to(x.device) for tensors in zip(*chunks, strict=True))

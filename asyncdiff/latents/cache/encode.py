@@ -1,6 +1,7 @@
 """Encode images, and write shards of their latents."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
 
@@ -42,7 +43,12 @@ def encode(
     """Encode and write the shards in order; if `shown`, with a progress bar in images per second."""
     at_least("--batch_size", batch_size, 1, "use 64, for example")
     total = sum(len(shard.rows) for shard in shards)
-    with tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar:
+    written: Future[None] | None = None
+    # A shard is written while the next one is encoded.
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar,
+    ):
         for split, group in groupby(shards, lambda shard: shard.split):
             split_shards = list(group)
             # One loader for the entire split, so that its workers keep reading while a shard is written.
@@ -55,7 +61,11 @@ def encode(
                 for rows in split_into_batches(shard, batch_size):
                     parts.append(encode_batch(next(batches), codec, settings, data.dataset(split)))
                     bar.update(len(rows))
-                write(shard, parts)
+                if written is not None:
+                    written.result()  # raises its error, and limits the memory to two shards
+                written = writer.submit(write, shard, parts)
+        if written is not None:
+            written.result()
 
 
 def split_into_batches(shard: Shard, batch_size: int) -> list[list[int]]:

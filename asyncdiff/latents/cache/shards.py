@@ -42,12 +42,14 @@ class Settings:
         dtype: data type of the latents on disk.
         flip: whether to also store the latents of the mirrored images.
         shard_size: number of images per shard; by default the largest power of two that keeps shards within 256 MB.
+        precision: how a codec of dtype float32 computes: "tf32" rounds the inputs of its products to 10 bits on GPUs.
     """
 
     splits: tuple[str, ...] = SPLITS
     dtype: Literal["float16", "float32"] = "float16"
     flip: bool = True
     shard_size: int | None = None
+    precision: Literal["float32", "tf32"] = "float32"
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.splits if name not in SPLITS]:
@@ -102,10 +104,11 @@ class Shard:
 def plan(data: Any, codec: Codec, out: Path, settings: Settings) -> list[Shard]:
     """Return all shards of a cache, ordered by split."""
     size = settings.images(codec.channels, data.size // codec.factor)
+    dtype = getattr(codec, "dtype", "float32")
     common = {
         "version": VERSION,
         "codec": codec.fingerprint(),
-        "precision": getattr(codec, "dtype", "float32"),
+        "precision": settings.precision if dtype == "float32" else dtype,
         "data": {
             "class_path": object_config.class_path(type(data)),
             "init_args": {k: v for k, v in data_arguments(data) if k not in path_arguments(data)},
