@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from small_runs import Pixels, save_untrained, small_dit
 from asyncdiff import AsyncDiffusion, DiffusionModel, precision
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.cli.commands import evaluate_inpainting, evaluate_likelihood, evaluate_samples, image_commands, serve
+from asyncdiff.cli.commands import (
+    cache_latents,
+    evaluate_inpainting,
+    evaluate_likelihood,
+    evaluate_samples,
+    image_commands,
+    serve,
+)
 from asyncdiff.cli.commands.image_commands import COMMANDS
 from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.jobs.extract_features import reference_for
@@ -20,9 +28,12 @@ from asyncdiff.evaluation import as_features
 from asyncdiff.evaluation.held_out_images import evaluate_in_batches
 from asyncdiff.evaluation.reference_statistics import load_reference, save_reference
 from asyncdiff.evaluation.result_card import make_card, read_card
+from asyncdiff.latents import Identity
+from asyncdiff.latents.cache.shards import Settings, plan
 from asyncdiff.precision import Precision, computing_in
 from asyncdiff.sampling import Sampler
 from asyncdiff.tasks import Generate
+from datamodules import Digits
 
 DATA = {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}}
 CLASSIFIER = {"channels": 1, "classes": 10, "epochs": 1, "width": 8, "dim": 16}
@@ -77,6 +88,15 @@ def test_every_command_that_draws_or_evaluates_has_the_option(command):
     assert action._typehint == Precision | None
     default = "default: float32" if "likelihood" in command else "default: bf16 if the run was trained in 16 bits and"
     assert default in action.help
+
+
+def test_latents_are_cached_in_float32_or_tf32(expect_error):
+    parser = command_parser("cache-latents", "", imports_classes=False)
+    cache_latents._declare(parser)
+    (action,) = (action for action in parser._actions if "--precision" in action.option_strings)
+    assert (action.default, get_args(action._typehint)) == ("float32", ("float32", "tf32"))
+    settings = [plan(Digits(), Identity(), Path("out"), Settings(precision=name))[0] for name in ("float32", "tf32")]
+    assert [shard.depends["precision"] for shard in settings] == ["float32", "tf32"]
 
 
 def test_another_precision_is_refused(run, expect_error):

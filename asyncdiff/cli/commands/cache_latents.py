@@ -15,6 +15,7 @@ MAX_PROCESSES = max(64, 2 * (os.cpu_count() or 1))  # of one machine
 DESCRIPTION = "Encode the images of a data module with a codec, and store the latents for datamodules.LatentCache."
 DATA = """data module: an experiment's YAML file (its section data is used), a YAML file with {class_path, init_args},
 or a class path; set its arguments with options such as --data.init_args.root PATH"""
+PRECISION = "how a codec of dtype float32 computes; tf32 is faster on NVIDIA GPUs, and rounds"
 CODEC = """codec: an experiment's YAML file (its model.codec is used), a YAML file with {class_path, init_args}, or a
 class of asyncdiff.latents; set its arguments with options such as --codec.init_args.path PATH"""
 
@@ -60,6 +61,7 @@ def _declare(parser: CommandParser) -> None:
     parser.add_argument("--shard_size", type=int | None, help="number of images per shard (default: 256 MB worth)")
     parser.add_argument("--batch_size", type=int, default=64, help="number of images per encoding batch")
     add_device(parser)
+    parser.add_argument("--precision", type=Literal["float32", "tf32"], default="float32", help=PRECISION)
     parser.add_argument("--processes", type=int, default=1, help="number of processes to start, each with its own GPU")
     parser.add_argument(
         "--verify", action="store_true", help="check every byte of an existing cache instead of encoding"

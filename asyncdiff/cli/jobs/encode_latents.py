@@ -20,19 +20,24 @@ from asyncdiff.cli.errors import one_line_errors
 from asyncdiff.cli.jobs.distributed import environment
 from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.latents.cache import Settings, cache, verify
+from asyncdiff.precision import computing_in
 from datamodules.storage.latent_shards import read_manifest
 
 
 def encode(options: Any) -> None:
     """Encode this process's share of the dataset, and print a summary if that completes the cache."""
     rank, world, local = environment()
+    device = _device(options, local)
     # Processes that share the work have different ranks; others would encode the same shards.
-    with hold(options.out, "being encoded", lock=options.out / f".rank_{rank}.lock"):
+    lock = options.out / f".rank_{rank}.lock"
+    with hold(options.out, "being encoded", lock=lock), computing_in(options.precision, device):
         manifest = cache(
             options.data,
-            options.codec.to(_device(options, local)),
+            options.codec.to(device),
             options.out,
-            Settings(tuple(options.splits.split(",")), options.dtype, options.flip, options.shard_size),
+            Settings(
+                tuple(options.splits.split(",")), options.dtype, options.flip, options.shard_size, options.precision
+            ),
             batch_size=options.batch_size,
             rank=rank,
             world=world,
