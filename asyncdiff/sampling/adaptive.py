@@ -83,16 +83,14 @@ class Adaptive(ImageSampler):
         level = torch.full(unknown.shape, self.steps).masked_fill(~unknown, 0)
         ladder, calls = _Ladder(self.steps, start.source), self._max_calls(unknown)
         images = _ActiveImages.begin(start, self.solver, self.step_rule, ladder, level)
-        x_t, t = start.x_t, ladder.t_of(images.level)
+        x_t, t = start.x_t, images.t
         yield _frame(x_t, t, ladder.host[level], unknown)
         for calls_left in range(calls, 0, -1):
             images = images.without_finished()
             if not len(images.rows):
                 return
             images = images.after_step(calls_left)
-            rows = to_device(images.rows, start.device)
-            x_t, t = x_t.index_copy(0, rows, images.x_t), t.index_copy(0, rows, ladder.t_of(images.level))
-            level = level.index_copy(0, images.rows, images.host_level)
+            x_t, t, level = images.within(x_t, t, level)
             if not level.any():
                 images.checks.finish()
             yield _frame(x_t, t, ladder.host[level], unknown)
@@ -145,6 +143,7 @@ class _ActiveImages:
     checks: FiniteChecks
     rows: Int64[Tensor, " n"]
     x_t: Float[Tensor, "n c h w"]
+    t: Float[Tensor, "n gh gw"]
     level: Int64[Tensor, "n gh gw"]
     host_level: Int64[Tensor, "n gh gw"]
 
@@ -154,7 +153,8 @@ class _ActiveImages:
     ) -> "_ActiveImages":
         """Return the state before the first step, at levels of the host."""
         rows, there = torch.arange(len(level)), to_device(level, start.device)
-        return cls(start, solver.begin(), step_rule.begin(), ladder, FiniteChecks(), rows, start.x_t, there, level)
+        at = start.x_t, ladder.t_of(there), there, level
+        return cls(start, solver.begin(), step_rule.begin(), ladder, FiniteChecks(), rows, *at)
 
     def without_finished(self) -> "_ActiveImages":
         """Return the state without finished images."""
@@ -170,6 +170,7 @@ class _ActiveImages:
             step_rule=self.step_rule.select(there),
             rows=self.rows[rows],
             x_t=self.x_t[there],
+            t=self.t[there],
             level=self.level[there],
             host_level=self.host_level[rows],
         )
@@ -198,7 +199,20 @@ class _ActiveImages:
         x_t = start.with_known_pixels(x_t.to(self.x_t.dtype), to_levels)
         if self.solver.evaluations == 1:  # as late as possible: the device works while the host waits
             host_level = self._checked(arriving)
-        return replace(self, x_t=x_t, level=level, host_level=host_level)
+        return replace(self, x_t=x_t, t=to_levels, level=level, host_level=host_level)
+
+    def within(
+        self, x_t: Image, t: LevelMap, level: Int64[Tensor, "b gh gw"]
+    ) -> tuple[Image, LevelMap, Int64[Tensor, "b gh gw"]]:
+        """Return images, level maps and levels (on the host) of the entire batch, with those of unfinished images."""
+        if len(self.rows) == len(level):
+            return self.x_t, self.t, self.host_level
+        rows = to_device(self.rows, self.start.device)
+        return (
+            x_t.index_copy(0, rows, self.x_t),
+            t.index_copy(0, rows, self.t),
+            level.index_copy(0, self.rows, self.host_level),
+        )
 
     def _checked(self, arriving: HostCopy) -> Int64[Tensor, "n gh gw"]:
         """Wait for the new levels; raise ValueError unless they lie between 0 and the levels before."""

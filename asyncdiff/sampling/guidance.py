@@ -215,9 +215,9 @@ class _InputGuidedDenoiser(GuidedDenoiser):
         return torch.where(levels == 0, self.level, levels)
 
     def _both(self, t: Levels, t_noisy: LevelMap) -> Float[Tensor, "both gh gw"] | IndexedLevels:
-        """Return the level maps `t` and `t_noisy` as one batch; their distinct levels are found on the host."""
+        """Return the level maps `t` and `t_noisy` as one batch; for a GPU, the host finds their distinct levels."""
         levels = torch.cat([level_map(t), t_noisy])
-        if not isinstance(t, HostedLevels):
+        if not isinstance(t, HostedLevels) or levels.device.type == "cpu":
             return levels
         values, place = torch.cat([t.host_values, self._noisy(t.host_values)]).unique(return_inverse=True)
         clean, noisy = to_device(place, t.index.device).split(len(t.host_values))

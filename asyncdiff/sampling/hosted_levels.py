@@ -40,8 +40,9 @@ class HostedLevels(IndexedLevels):
 
     def repeat(self, *sizes: int) -> "HostedLevels":
         """Return the map repeated along its three axes, like the repeat of a tensor."""
-        host = None if self.host is None else self.host.repeat(*sizes)
-        return HostedLevels(self.values, self.index.repeat(*sizes), self.levels.repeat(*sizes), host, self.host_values)
+        levels = self.levels.repeat(*sizes)
+        host = levels if self.host is self.levels else None if self.host is None else self.host.repeat(*sizes)
+        return HostedLevels(self.values, self.index.repeat(*sizes), levels, host, self.host_values)
 
 
 def hosted(t: LevelMap, device: torch.device | str = "cpu") -> HostedLevels:
@@ -54,7 +55,7 @@ def hosted(t: LevelMap, device: torch.device | str = "cpu") -> HostedLevels:
     Returns:
         The map with its distinct levels in ascending order.
     """
-    return next(hosted_in_turn([t], device))
+    return _copied([t], device)[0]
 
 
 def hosted_in_turn(maps: Iterable[LevelMap], device: torch.device | str) -> Iterator[HostedLevels]:
