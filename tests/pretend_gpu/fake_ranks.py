@@ -69,7 +69,7 @@ class _Group(dist.ProcessGroup):
         return self._rank
 
     def getBackendName(self) -> str:
-        return self._backend
+        return f"fake {self._backend}"  # DDP would look for the real one
 
     @property
     def pg_name(self) -> str:
@@ -190,7 +190,7 @@ class _Reducer(dist.Reducer):  # type: ignore[misc, name-defined]
 
 
 @contextmanager
-def fake_ranks(watch: Watch, world_size: int = 2) -> Iterator[FakeRanks]:
+def fake_ranks(watch: Watch, world_size: int = 2, backend: str = "nccl") -> Iterator[FakeRanks]:
     """Be rank 0 of several ranks, with one process per GPU; for use inside `pretended_cuda`."""
     ranks = FakeRanks(world_size, watch)
 
@@ -212,6 +212,6 @@ def fake_ranks(watch: Watch, world_size: int = 2) -> Iterator[FakeRanks]:
         stack.enter_context(mock.patch.object(c10d, "_store_based_barrier"))
         stack.enter_context(mock.patch.object(data_parallel, "_verify_param_shape_across_processes"))
         stack.enter_context(mock.patch.object(dist, "Reducer", _Reducer))
-        dist.init_process_group("nccl", rank=0, world_size=world_size, store=dist.HashStore())
+        dist.init_process_group(backend, rank=0, world_size=world_size, store=dist.HashStore())
         stack.callback(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
         yield ranks

@@ -71,7 +71,7 @@ class PythonCalls(TorchFunctionMode):
             if name == "record_stream":
                 return None
             if name == "__deepcopy__":
-                return put_on_gpu(func(*args, **kwargs), on_gpu(first))
+                return put_on_gpu(self._without_checks(func, args, kwargs), on_gpu(first))
         if name == "one_hot" and on_gpu(first) and (kwargs.get("num_classes", args[1] if len(args) > 1 else -1) > 0):
             return self._without_checks(func, args, kwargs)
         if name in FROM_HOST and isinstance(first, Tensor) and name != "new_tensor":
@@ -94,7 +94,7 @@ class PythonCalls(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _without_checks(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Call a function that checks values on the CPU, but not on CUDA."""
+        """Call a function that reads or copies on the CPU what stays on a GPU."""
         waits, arrived = len(self.watch.waits), self.watch.arrived
         result = self._create("", func, args, kwargs)
         del self.watch.waits[waits:]

@@ -1,5 +1,6 @@
 """The pretended GPU sees each kind of wait and of mixed devices, and nothing where there is none."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,7 @@ FREE: dict[str, Callable[[Tensor], Any]] = {
     "number at a mask": lambda x: x.__setitem__(x > 0, 1.0),
     "number in a slice": lambda x: x.__setitem__(0, 1.0),
     "indices of the device": lambda x: x[torch.zeros(2, dtype=torch.long, device="cuda")],
+    "deepcopy": lambda x: copy.deepcopy([x, torch.nn.Linear(2, 2, device="cuda")]),
     "where of three": lambda x: torch.where(x > 0, x, torch.tensor(1.0)),
     "repeat_interleave of known size": lambda x: torch.repeat_interleave(
         torch.ones(2, dtype=torch.long, device="cuda"), output_size=2

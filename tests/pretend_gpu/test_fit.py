@@ -1,0 +1,63 @@
+"""Whole runs of train.py on pretended GPUs: no wait in a step, no mixed devices, and the weights of the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretend_gpu.training_runs import Run, train_demo
+
+from asyncdiff.checkpoints import read_safely
+
+STEPS, SETTLED = 8, 1  # the first step checks the data
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The trained and averaged weights of a run's last checkpoint."""
+    checkpoint = read_safely(folder / "checkpoints" / "last.ckpt")
+    (average,) = checkpoint["ema"].values()
+    return {**checkpoint["state_dict"], **{f"ema.{name}": x for name, x in average["weights"].items()}}
+
+
+def train_on_both(folder: Path, *arguments: str, **options: Any) -> Run:
+    """Train on the pretended GPU and on the CPU; their weights must be equal up to rounding."""
+    options = {"max_steps": STEPS, "val_check_interval": 4, "log_every_n_steps": 4, **options}
+    run = train_demo(folder / "cuda", *arguments, **options)
+    assert not run.watch.mixed
+    assert {batch.step for batch in run.batches} == set(range(options["max_steps"]))
+    train_demo(folder / "cpu", *arguments, **options, cuda=False)
+    found, usual = weights(folder / "cuda"), weights(folder / "cpu")
+    assert found.keys() == usual.keys()
+    # On GPUs modulations are summed in another order; learning rates are at most 1e-4 in these steps.
+    tolerance = 1e-6 if options.get("precision", "32-true") == "32-true" else 5e-5
+    for name, x in usual.items():
+        assert torch.allclose(found[name], x, rtol=0, atol=tolerance), (name, (found[name] - x).abs().max())
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_steps_on_one_gpu_wait_for_nothing(tmp_path: Path, precision: str) -> None:
+    """With all callbacks of the demo and of train.py, the bar on, validations, checkpoints and pictures."""
+    run = train_on_both(tmp_path, precision=precision)
+    assert not run.most_waits(SETTLED, 3)  # step 4 logs, validates, draws and saves
+    assert not run.most_waits(4, 7)
+    assert run.most_waits(3, 4)
+
+
+@pytest.mark.slow
+def test_steps_on_two_gpus_wait_for_nothing(tmp_path: Path) -> None:
+    run = train_on_both(tmp_path, ranks=2)
+    assert not run.most_waits(SETTLED, 3)
+    assert not run.most_waits(4, 7)
+    assert run.ranks is not None
+    assert run.ranks.calls["all_reduce"] >= 2 * STEPS  # gradients, and signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_accumulated_batches_wait_for_nothing(tmp_path: Path, ranks: int) -> None:
+    run = train_on_both(tmp_path, ranks=ranks, accumulate_grad_batches=2, val_check_interval=8)
+    assert len(run.batches) == 2 * STEPS
+    assert not run.most_waits(SETTLED, 3)
+    assert not run.most_waits(4, 7)
