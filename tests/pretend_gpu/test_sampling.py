@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu.pretended_cuda import run_on_both
+from pretend_gpu.pretended_cuda import pretended_cuda, run_on_both
 from pretend_gpu.watch import Watch
 from small_runs import randomize_weights
 from torch import Tensor
@@ -24,6 +24,7 @@ from asyncdiff.networks import DiT, UNet, modulation
 from asyncdiff.noise import AsyncPatch, Floored, Path, RectifiedFlow, Waypoints
 from asyncdiff.noise.orders import Shuffled
 from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised
+from asyncdiff.randomness import RandomSource, fork, per_image, seeded
 from asyncdiff.sampling import (
     DDIM,
     Adaptive,
@@ -231,3 +232,29 @@ def test_predictions_that_are_not_finite_stop_sampling_before_its_result(sampler
     watch, usual, found = run_on_both(flow)
     assert not watch.mixed
     assert found == usual
+
+
+def test_numbers_of_images_are_those_of_the_cpu_and_are_copied_without_waiting():
+    def flow(device: torch.device, watch: Watch) -> Tensor:
+        watch.clear()
+        source = RandomSource(3, (2, 2), per_image(SEEDS), device, torch.float32)
+        return torch.cat([source.normal(5), source.uniform(5), source.stratified()[:, None]], dim=1)
+
+    watch, usual, found = run_on_both(flow)
+    assert not watch.mixed
+    assert not watch.waits
+    assert torch.equal(found, usual)
+    assert torch.equal(usual[:, :5], torch.stack([torch.randn(5, generator=seeded(seed)) for seed in SEEDS]))
+
+
+def test_generators_of_a_gpu_are_forked_without_reading_from_it():
+    """Each fork differs from its parent and from the next fork, and equals that of an equal parent."""
+    with pretended_cuda() as watch:
+        parents = [seeded(3, "cuda"), seeded(3, "cuda")]
+        forks = [[fork(parent) for _ in range(2)] for parent in parents]
+        assert not watch.waits
+        assert not watch.mixed
+        numbers = [torch.rand(4, generator=each, device="cuda").cpu() for each in (*forks[0], *forks[1], parents[0])]
+    assert torch.equal(numbers[0], numbers[2])
+    assert torch.equal(numbers[1], numbers[3])
+    assert len({tuple(each.tolist()) for each in numbers}) == 3
