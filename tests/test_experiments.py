@@ -77,6 +77,19 @@ def test_no_experiment_asks_for_bfloat16_where_it_may_be_emulated():
     assert {*precisions.values()} == {"auto", "32-true", None}  # float32 on every device: digits, and a small ablation
 
 
+def test_experiments_for_gpus_compile_their_network():
+    compiled = {file.stem for file in EXPERIMENTS if yaml.safe_load(file.read_text())["model"].get("compiled")}
+    assert compiled == {file.stem for file in EXPERIMENTS if file.stem.startswith(("imagenet", "lsun", "latents"))}
+
+
+def test_large_networks_normalize_queries_and_keys_unless_their_weights_do_not():
+    normalized = {file.stem: yaml.safe_load(file.read_text())["model"]["network"]["init_args"] for file in SIZES}
+    assert {name for name, arguments in normalized.items() if arguments.get("qk_norm")} == {"dit_l", "dit_xl"}
+    fine_tuned = yaml.safe_load((FOLDER / "imagenet256_dit_xl_finetune.yaml").read_text())["model"]
+    assert fine_tuned["pretrained"]
+    assert fine_tuned["network"]["init_args"]["qk_norm"] is False
+
+
 @pytest.mark.parametrize("file", SIZES, ids=lambda f: f.stem)
 def test_network_sizes_can_be_layered_on_an_experiment(file, build_experiment):
     with torch.device("meta"):
