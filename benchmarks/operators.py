@@ -89,7 +89,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        # Function modes, such as `_OnCPU`, do not hold within a backward pass.
+        kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         result = func(*args, **kwargs)
         for tensor in _tensors(result):
             self.number(tensor)
@@ -190,6 +191,7 @@ def without_data(*, compiled: bool = False) -> Iterator[None]:
         stack.enter_context(FakeTensorMode())
         for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
             stack.enter_context(patch.object(torch, name, partial(_for_cpu, getattr(torch, name))))
+        stack.enter_context(patch.object(torch.nn.functional, "rms_norm", _rms_norm))
         compiling = partial(_is_compiling, compiled, torch.compiler.is_compiling)
         stack.enter_context(patch.object(torch.compiler, "is_compiling", compiling))
         stack.enter_context(patch.object(FakeTensor, "device", property(partial(_device, device))))
@@ -216,6 +218,11 @@ class _OnCPU(TorchFunctionMode):
     ) -> Any:
         named = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
         return func(*map(_on_cpu, args), **named)
+
+
+def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Stand in for rms_norm, which is one kernel on GPUs but several on CPUs; layer_norm moves and stores the same."""
+    return torch.nn.functional.layer_norm(x, shape, weight, None, eps or 1e-6)
 
 
 def _device(original: Callable[[Tensor], torch.device], tensor: Tensor) -> torch.device:

@@ -171,7 +171,7 @@ def count_training(case: Case, batch: int, levels: str, *, compiled: bool = Fals
                     loss = training_loss(Denoiser(network, RectifiedFlow()), x, eps, draw, Velocity(), label)
                     mean = nan_gradient_if_nonfinite(loss.per_image.mean())
                 recorder.phase = "backward"
-                torch.autograd.backward(mean)  # Tensor.backward would switch off `without_data` meanwhile
+                mean.backward()
                 recorder.phase, recorder.fusible = "optimizer", False
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 norm = total_norm(gradient_norms(gradients), gradients)
