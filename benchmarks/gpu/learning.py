@@ -123,15 +123,14 @@ class Setting:
 
     def module(self, name: str, data: ImageDataModule) -> AsyncDiffusion:
         """Return the module of a run."""
-        if name not in self.modules:
-            torch.manual_seed(0)
-            network = DiT(channels=data.channels, classes=data.classes, **self.scale.network)
-            if not self.machine.small and True in self.machine.modes:
-                self.machine.compile(network, compiled=True)
+        if not self.modules:  # both at once, since compiling one network forgets the graphs of earlier ones
             optimizer = OptimizerSettings(learning_rate=6e-4, warmup_steps=min(500, self.scale.steps))
-            self.modules[name] = AsyncDiffusion(
-                network, LEVELS[name], Sigmoid(1.0), image_size=data.size, optimizer=optimizer, label_dropout=0.3
-            )
+            for each, levels in LEVELS.items():
+                torch.manual_seed(0)
+                network = DiT(channels=data.channels, classes=data.classes, **self.scale.network)
+                self.machine.compile(network, compiled=not self.machine.small and True in self.machine.modes)
+                options = {"image_size": data.size, "optimizer": optimizer, "label_dropout": 0.3}
+                self.modules[each] = AsyncDiffusion(network, levels, Sigmoid(1.0), **options)
         return self.modules[name]
 
     def train(self, name: str, step: int, deadline: Deadline) -> Finding:

@@ -23,13 +23,15 @@ from benchmarks.gpu.training import LABELS, LEADING, sizes
 
 PROCESSES, BATCH = 2, 64
 WARM, COUNTED, STEPS = 10, 16, 24
+IMPORTS = 20.0  # seconds that the processes take to start
 LONGEST = 240  # seconds until processes that wait for each other are ended
 
 
 def measurements(machine: Machine) -> Iterator[Measurement]:
     """Yield the measurements."""
     for strategy in ("ddp", "fully_shard"):
-        yield Measurement(strategy, partial(two_processes, strategy, machine))
+        needs = IMPORTS if not machine.is_gpu or torch.cuda.device_count() >= PROCESSES else 0
+        yield Measurement(strategy, partial(two_processes, strategy, machine), needs)
 
 
 def two_processes(strategy: str, machine: Machine, deadline: Deadline) -> Finding:

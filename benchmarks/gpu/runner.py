@@ -39,10 +39,12 @@ class Measurement:
     Attributes:
         name: name within its part, the same in every run.
         run: function of the deadline of its part.
+        needs: seconds that it takes at least; with fewer left, the part ends.
     """
 
     name: str
     run: Callable[[Deadline], Finding]
+    needs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _run_part(
         for measurement in part.measurements(machine):
             if results.is_done(name, measurement.name):
                 continue
-            if not deadline.left:
-                note = "skipped, the time of this part is spent: run the command again to continue"
+            if not deadline.left or deadline.left < measurement.needs:
+                note = f"skipped, {deadline.left:.0f} s are left of this part's time: run the command again to continue"
                 results.add(name, measurement.name, SKIPPED, 0, Finding(note=note))
                 say(f"  {measurement.name} and what follows: {note}")
                 complete = False

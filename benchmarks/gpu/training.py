@@ -28,6 +28,7 @@ BATCHES = {
     "U-Net 60M": (128, 64, 32, 16, 8),
 }
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+COMPILATION = 20.0  # seconds that compiling one of the networks takes at least
 LABELS, STEPS_OF_A_FIT = 10, 30
 
 
@@ -51,8 +52,8 @@ def measurements(machine: Machine) -> Iterator[Measurement]:
     for compiled in machine.modes:
         kinds = (ONE, TABLE) if compiled else (ONE, TABLE, NAIVE)
         for name in BATCHES:
-            run = partial(steps, name, kinds, compiled, machine)
-            yield Measurement(f"{machine.label(name)}, {machine.mode(compiled)}", run)
+            run, needs = partial(steps, name, kinds, compiled, machine), COMPILATION * (compiled and not machine.small)
+            yield Measurement(f"{machine.label(name)}, {machine.mode(compiled)}", run, needs)
     for compiled in machine.modes:
         run = partial(trainer_steps, compiled, machine)
         yield Measurement(f"{machine.label(LEADING)}, Trainer, {machine.mode(compiled)}", run)

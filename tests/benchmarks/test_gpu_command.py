@@ -71,8 +71,18 @@ def test_a_part_is_skipped_when_its_share_of_the_time_is_spent(results, clock):
     lines = run({"a": part(clock, 5, 5, 5, 5), "b": part(clock, 1)}, results, clock, 20)  # 10 s each
     found = statuses(results)
     assert found == {("a", "m0"): "done", ("a", "m1"): "done", ("a", "m2"): "skipped", ("b", "m0"): "done"}
-    assert sum("the time of this part is spent" in line for line in lines) == 1
+    assert sum("skipped, 0 s are left of this part's time" in line for line in lines) == 1
     assert results.finished == ["b"]
+
+
+def test_a_part_ends_when_less_time_is_left_than_its_next_measurement_needs(results, clock):
+    def measurements(machine):
+        yield from part(clock, 6).measurements(machine)
+        yield Measurement("long", lambda deadline: Finding(), needs=5)
+
+    run({"a": Part("a part", 1, measurements)}, results, clock, 10)
+    assert statuses(results) == {("a", "m0"): "done", ("a", "long"): "skipped"}
+    assert clock.now == 6
 
 
 def test_time_that_a_part_leaves_is_shared_by_those_after_it(results, clock):
@@ -277,9 +287,13 @@ def test_every_part_works_on_a_cpu(name, count, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("correctness", 40), ("training", 2), ("sampling", 3), ("levels", 3)])
-def test_the_code_for_gpus_runs_on_a_pretended_one(name, count, tmp_path):
-    """Eager, with tiny networks; 0 waits as the command counts them itself, which the pretended GPU counts as well."""
+@pytest.mark.parametrize(
+    ("name", "count"), [("correctness", 40), ("training", 4), ("sampling", 5), ("levels", 3), ("loading", 1)]
+)
+def test_the_code_for_gpus_runs_on_a_pretended_one(name, count, tmp_path, monkeypatch):
+    """Eager, with tiny networks and the fewest repetitions, since a pretended GPU is slow."""
+    monkeypatch.setattr(timing, "SHORTEST", 0.0)
+    monkeypatch.setattr(Machine, "largest_time", 0.0)
     with pretended_cuda() as watch:
         machine = replace(Machine.of("cuda", tmp_path), small=True, modes=(False,))
         results = small(name, machine, count)
