@@ -181,6 +181,7 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path
         assert found["metrics"] == pytest.approx(expected, rel=1e-6)
         assert found["protocol"]["samples"]["folder"] == str(tmp_path / name)
     assert "--steps cannot be combined with --images" in refused(*more, "--steps", "3", folder=only_data)
+    assert "--precision cannot be combined with --images" in refused(*more, "--precision", "bf16", folder=only_data)
 
 
 GOOD = np.zeros((12, 8, 8, 1), np.uint8)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -21,9 +22,12 @@ from asyncdiff.cli.commands import (
     image_commands,
     serve,
 )
-from asyncdiff.cli.commands.image_commands import COMMANDS
+from asyncdiff.cli.commands.image_commands import COMMANDS, DrawArguments
 from asyncdiff.cli.commands.shared.command_parser import command_parser
+from asyncdiff.cli.jobs.draw import prepare_job
 from asyncdiff.cli.jobs.extract_features import reference_for
+from asyncdiff.cli.jobs.image_sources import ImageSource
+from asyncdiff.cli.jobs.serve import Planner
 from asyncdiff.evaluation import as_features
 from asyncdiff.evaluation.held_out_images import evaluate_in_batches
 from asyncdiff.evaluation.reference_statistics import load_reference, save_reference
@@ -32,7 +36,10 @@ from asyncdiff.latents import Identity
 from asyncdiff.latents.cache.shards import Settings, plan
 from asyncdiff.precision import Precision, computing_in
 from asyncdiff.sampling import Sampler
+from asyncdiff.sampling.trajectories import last
 from asyncdiff.tasks import Generate
+from asyncdiff.tasks.photos import save_png
+from asyncdiff.web.draw_request import DrawRequest
 from datamodules import Digits
 
 DATA = {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}}
@@ -120,6 +127,43 @@ def test_a_run_draws_in_its_own_precision_where_the_processor_has_it(run, cpu_wi
     assert command.endswith(f"--precision {name}")
     assert trainer == {"bf16": "bf16-mixed", "float32": "32-true"}[name]
     assert record("given")[0].count("--precision") == 1
+
+
+IMAGE = ("--image", "photo.png")
+EXAMPLES = {
+    "inpaint": (*IMAGE, "--mask", "square"),
+    "edit": (*IMAGE, "--levels", "0.5"),
+    "outpaint": (*IMAGE, "--right", "4"),
+    "autoregress": ("--steps_per_patch", "2"),
+    "texture": ("--size", "8x12"),
+}
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_images_of_every_command_depend_on_the_precision_and_their_record_names_it(run, command):
+    save_png(torch.arange(64, dtype=torch.uint8).reshape(1, 8, 8) * 3, Path("photo.png"))
+    drawn = {}
+    for name, trainer in (("float32", "32-true"), ("bf16", "bf16-mixed")):
+        model = DiffusionModel.load(run, precision=name)
+        argv = [str(run), *EXAMPLES[command], "--seeds", "0", "--device", "cpu", "--precision", name]
+        arguments = DrawArguments.parse(command, [*argv, "--output", name])
+        job = prepare_job(arguments, model)
+        drawn[name] = last(job.steps()).images
+        assert record(name)[0].endswith(f"--precision {name}")
+        assert record(name)[1] == trainer
+    assert not torch.equal(drawn["float32"], drawn["bf16"])
+
+
+def test_the_page_shows_the_precision_that_it_draws_in(run, cpu_with_bfloat16):
+    for has, name in ((True, "bf16"), (False, "float32")):
+        cpu_with_bfloat16(has)
+        options = SimpleNamespace(device="cpu", weights="auto", codec=None, precision=None)
+        planner = Planner.load(run / "checkpoints" / "last.ckpt", options)
+        Path(name).mkdir()
+        job, command = planner(DrawRequest(movie=False), Path(name).resolve())
+        assert job.model.precision == name
+        assert f"--precision {name}" in command
+        assert f"--precision {name}" in job.record
 
 
 def test_runs_of_earlier_versions_and_of_float32_draw_in_float32(digits_run, run, tmp_path, cpu_with_bfloat16):
@@ -267,14 +311,14 @@ def test_cards_of_earlier_versions_are_of_float32():
     assert read_card(Path("old.json"))["protocol"]["precision"] == "float32"
 
 
-class Source:
-    """Real images, each read in a batch of its own."""
+class Source(ImageSource):
+    """Real images."""
 
     count, batch_size, shape, label = 4, 2, (1, 8, 8), "real"
 
-    def batches(self, ranks):
+    def read(self, batches, device):
         images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        return 2, iter([(torch.arange(2), images[:2]), (torch.arange(2, 4), images[2:])])
+        return iter([(torch.tensor(rows), images[rows]) for rows in map(list, batches)])
 
     def fingerprint(self):
         return {"images": "four"}

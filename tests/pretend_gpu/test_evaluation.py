@@ -1,6 +1,6 @@
 """Evaluation on the pretended GPU: numbers are those of the CPU, and the host waits at the end only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asyncdiff.cli.jobs.distributed import Ranks
 from asyncdiff.cli.jobs.extract_features import extract
+from asyncdiff.cli.jobs.image_sources import ImageSource
 from asyncdiff.denoising import Denoiser
 from asyncdiff.evaluation import TrainedClassifier, as_features
 from asyncdiff.evaluation.frechet import FrechetDistance
@@ -39,7 +40,7 @@ def updates(device: torch.device, watch: Watch) -> Tensor:
     return metric.compute()
 
 
-class Source:
+class Source(ImageSource):
     """Images that are on the device already."""
 
     count, batch_size, shape, label = 6, 2, (1, 8, 8), "images"
@@ -47,21 +48,21 @@ class Source:
     def __init__(self, device: torch.device, watch: Watch):
         self.images, self.watch = IMAGES.to(device), watch
 
-    def batches(self, ranks: Ranks) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
-        def read() -> Iterator[tuple[Tensor, Tensor]]:
-            for first in range(0, 6, 2):
-                self.watch.step()
-                yield torch.arange(first, first + 2), self.images[first : first + 2]
-            assert not self.watch.waits
+    def read(self, batches: Sequence[Sequence[int]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in batches:
             self.watch.step()
+            yield torch.tensor(rows), self.images[rows[0] : rows[-1] + 1]
+        assert not self.watch.waits
+        self.watch.step()
 
-        return 3, read()
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
 
 
 def extraction(device: torch.device, watch: Watch) -> list[Tensor]:
     features, source = as_features(Pixels()).to(device), Source(device, watch)
     watch.clear()
-    found = extract(features, source, Ranks(0, 1, device), max_features=4, keep_images=3)  # type: ignore[arg-type]
+    found = extract(features, source, Ranks(0, 1, device), max_features=4, keep_images=3)
     assert not watch.waits
     return [found.features, found.moments.gaussian().cov, found.first_images]
 
