@@ -2,7 +2,7 @@ from unittest import mock
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from pretend_gpu.pretended_cuda import run_on_both
 from small_runs import quiet_trainer
 from torch import nn
@@ -65,7 +65,7 @@ def test_the_ema_of_a_gpu_is_that_of_a_cpu_without_waiting():
     """The third of five steps is skipped."""
 
     def flow(device, watch):
-        module, ema, run = Drift().to(device), EMA(0.5), mock.Mock(global_step=0)
+        module, ema, run = Drift().to(device), EMA(0.5), mock.Mock(spec=Trainer, global_step=0)
         module.guard = mock.Mock()
         ema.on_train_start(run, module)
         watch.clear()

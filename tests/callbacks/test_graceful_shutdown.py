@@ -5,10 +5,11 @@ from unittest import mock
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from asyncdiff.callbacks import GracefulShutdown, graceful_shutdown
 
-LAST = 12
+LAST, MODULE = 12, LightningModule()
 
 
 class Trained:
@@ -17,10 +18,9 @@ class Trained:
     def __init__(self, monkeypatch, processes=2, lag=2, validations=()):
         self.processes = [GracefulShutdown() for _ in range(processes)]
         self.acted = [[] for _ in self.processes]
-        self.trainer = mock.Mock(
-            world_size=processes, global_step=0, max_steps=LAST, is_last_batch=False, should_stop=False
-        )
-        self.trainer.val_check_interval = 1.0
+        counts = {"world_size": processes, "global_step": 0, "max_steps": LAST}
+        self.trainer = mock.Mock(spec=Trainer, **counts, is_last_batch=False, should_stop=False, strategy=mock.Mock())
+        self.trainer.fast_dev_run, self.trainer.val_check_interval = False, 1.0
         self.trainer.strategy.root_device = torch.device("cpu")
         monkeypatch.setattr(graceful_shutdown, "lag", lambda device: lag)
         monkeypatch.setattr(graceful_shutdown.dist, "all_reduce", self._largest)
@@ -44,7 +44,7 @@ class Trained:
                 process._requeue.reset_mock()
                 with mock.patch.object(graceful_shutdown, "save_last_checkpoint"):
                     try:
-                        process.on_train_batch_end(self.trainer, None)
+                        process.on_train_batch_end(self.trainer, MODULE)
                     except SystemExit as ended:
                         acted.append((step, ended.code - 128))
                 if process._requeue.called:
@@ -87,7 +87,7 @@ def test_an_unread_signal_is_known_to_all_processes_at_the_end(monkeypatch):
     trained.run({4: [(1, signal.SIGTERM)]}, until=5)
     for process in trained.processes:
         with pytest.raises(SystemExit) as ended:
-            process.on_train_end(trained.trainer, None)
+            process.on_train_end(trained.trainer, MODULE)
         assert ended.value.code == 128 + signal.SIGTERM
 
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from small_runs import quiet_trainer, small_dit
@@ -82,13 +83,13 @@ class Arriving:
 def test_the_bar_shows_the_last_loss_that_has_arrived(monkeypatch):
     copies = []
     monkeypatch.setattr(progress_bar, "HostCopy", lambda x: copies.append(Arriving(x)) or copies[-1])
-    bar, trainer = StepProgressBar(), mock.Mock(loggers=[], progress_bar_metrics={"own": 1.0})
+    bar, trainer = StepProgressBar(), mock.Mock(spec=Trainer, loggers=[], progress_bar_metrics={"own": 1.0})
     shown = []
     for step, arrived in enumerate([0, 0, 2, 3]):
         trainer.callback_metrics = {"train/loss": torch.tensor(float(step))}
         for copy in copies[:arrived]:
             copy.arrived = True
-        shown.append(bar.get_metrics(trainer, None))
+        shown.append(bar.get_metrics(trainer, LightningModule()))
     assert shown == [{"own": 1.0}, {"own": 1.0}, {"own": 1.0, "train/loss": 1.0}, {"own": 1.0, "train/loss": 2.0}]
 
 
