@@ -80,7 +80,7 @@ class Adaptive(ImageSampler):
 
     def walk(self, start: Start) -> Iterator[Frame]:
         unknown = ~start.host_known_patches
-        level = torch.full(unknown.shape, self.steps).masked_fill(~unknown, 0)
+        level = torch.full(unknown.shape, self.steps, device="cpu").masked_fill(~unknown, 0)
         ladder, calls = _Ladder(self.steps, start.source), self._max_calls(unknown)
         images = _ActiveImages.begin(start, self.solver, self.step_rule, ladder, level)
         x_t, t = start.x_t, images.t
@@ -152,7 +152,7 @@ class _ActiveImages:
         cls, start: Start, solver: Solver, step_rule: StepRule, ladder: _Ladder, level: Int64[Tensor, "n gh gw"]
     ) -> "_ActiveImages":
         """Return the state before the first step, at levels of the host."""
-        rows, there = torch.arange(len(level)), to_device(level, start.device)
+        rows, there = torch.arange(len(level), device="cpu"), to_device(level, start.device)
         at = start.x_t, ladder.t_of(there), there, level
         return cls(start, solver.begin(), step_rule.begin(), ladder, FiniteChecks(), rows, *at)
 

@@ -54,7 +54,7 @@ class _LookAheadDenoiser(GuidedDenoiser):
     def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         first = self.denoiser(x_t, t, label)
         levels = first.t
-        self.checks.add(first, torch.arange(len(levels)))
+        self.checks.add(first, torch.arange(len(levels), device="cpu"))
         uncertainty = predicted_rms_error(first, "LookAhead")
         if isinstance(t, HostedLevels) and not self.fixed_branches and not self._may_look_ahead(t.host_values):
             return first

@@ -67,7 +67,7 @@ class RePaint(ImageSampler):
 
         def level_map(step: int) -> LevelMap:
             fixed = start.host_known_patches
-            t = torch.full(fixed.shape, step / self.steps, dtype=start.source.dtype)
+            t = torch.full(fixed.shape, step / self.steps, dtype=start.source.dtype, device="cpu")
             return t.masked_fill(fixed, 0) if self.hold else t
 
         maps = hosted_in_turn(map(level_map, chain([self.steps], self.schedule())), start.device)

@@ -189,7 +189,7 @@ class ImageSampler(ABC):
     ) -> Start:
         """Return the inputs of the walk, without guidance and labels; masks and level maps are read on the host."""
         size, device = (eps.shape[2], eps.shape[3]), eps.device
-        fixed: KnownPatches = torch.zeros((source.batch, *source.grid), dtype=torch.bool)
+        fixed: KnownPatches = torch.zeros((source.batch, *source.grid), dtype=torch.bool, device="cpu")
         x_t = eps
         if image is not None and known is not None:
             known = known.cpu()
@@ -301,11 +301,11 @@ class Sampler(ImageSampler):
 
     def walk(self, start: Start) -> Iterator[Frame]:
         solver, x_t = self.solver.begin(), start.x_t
-        progress = torch.linspace(1, 0, self.num_steps(start.source.grid) + 1, dtype=torch.float64).tolist()
-        maps = hosted_in_turn(self._level_maps(start, progress), start.device)
+        progress = torch.linspace(1, 0, self.num_steps(start.source.grid) + 1, dtype=torch.float64, device="cpu")
+        maps = hosted_in_turn(self._level_maps(start, progress.tolist()), start.device)
         t = next(maps)
-        yield Frame(x_t, t.levels, progress[0])
-        for s, to in zip(progress[1:], maps, strict=True):
+        yield Frame(x_t, t.levels, 1.0)
+        for s, to in zip(progress[1:].tolist(), maps, strict=True):
             noise = start.noise() if solver.stochastic else None
             if start.moves(t, to):
                 moved = take_step(solver, start.evaluate, x_t, t, to, noise)
@@ -322,7 +322,7 @@ class Sampler(ImageSampler):
             path = PartiallyNoised(path, start.host_levels)
         source = start.host_source
         curve = path.curve(source)
-        return (curve(torch.full((source.batch,), s, dtype=source.dtype))[0] for s in progress)
+        return (curve(torch.full((source.batch,), s, dtype=source.dtype, device="cpu"))[0] for s in progress)
 
     def num_steps(self, grid: tuple[int, int]) -> int:
         """Return the number of sampling steps for level maps of (gh, gw)."""

@@ -72,7 +72,10 @@ class StepRule(ABC):
         return steps
 
     def needs_prediction(self, state: PatchState) -> KnownPatches:
-        """Return the patches that need a fresh prediction in the next call: by default all unfinished ones."""
+        """Return the patches that need a fresh prediction in the next call: by default all unfinished ones.
+
+        Only used with partial updates, with a state on the CPU.
+        """
         return state.unfinished
 
     @abstractmethod

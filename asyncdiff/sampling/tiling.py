@@ -242,13 +242,13 @@ class TiledSampler:
         overlap = _overlap_in_patches(self.overlap, window, self.tileable) if self.tileable or patches > window else 0
         middle = (covered.start + covered.stop) / (2 * patch) if covered else patches / 2
         parts = segments(patches, window, overlap, middle=middle, tileable=self.tileable)
-        rank, owner = torch.empty(2, patches, dtype=torch.int64)
+        rank, owner = torch.empty(2, patches, dtype=torch.int64, device="cpu")
         for index, segment in enumerate(parts):
-            inside = torch.arange(segment.first, segment.first + segment.length) % patches
+            inside = torch.arange(segment.first, segment.first + segment.length, device="cpu") % patches
             rank[inside], owner[inside] = segment.rank, index
         views = []
         for index, segment in enumerate(parts):
-            at = torch.arange(segment.window * patch, (segment.window + window) * patch) % pixels
+            at = torch.arange(segment.window * patch, (segment.window + window) * patch, device="cpu") % pixels
             own = owner[at // patch] == index
             visible = own | (rank[at // patch] < segment.rank)
             exemplar = (at >= covered.start) & (at < covered.stop)
