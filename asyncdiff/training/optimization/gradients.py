@@ -34,11 +34,17 @@ def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float
     sharded = [isinstance(g, DTensor) for g in gradients]
     if not any(sharded):
         return torch.linalg.vector_norm(norms)
-    squares = norms.square().unbind()  # an index of bools would be copied from the host, which waits for the device
-    total = torch.stack([square for square, is_shard in zip(squares, sharded, strict=True) if is_shard]).sum()
+    squares, replicated = norms.square(), [not value for value in sharded]
+    total = _selected(squares, sharded).sum()
     torch.distributed.all_reduce(total)
-    replicated = [square for square, is_shard in zip(squares, sharded, strict=True) if not is_shard]
-    return (total + torch.stack(replicated).sum() if replicated else total).sqrt()
+    return (total + _selected(squares, replicated).sum() if any(replicated) else total).sqrt()
+
+
+def _selected(values: Float[Tensor, " n"], selected: Sequence[bool]) -> Float[Tensor, " m"]:
+    """Return the selected values; an index of bools would be copied from the host, which waits for the device."""
+    if all(selected):
+        return values
+    return torch.stack([value for value, is_selected in zip(values.unbind(), selected, strict=True) if is_selected])
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
