@@ -19,6 +19,7 @@ from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised, Path, S
 from asyncdiff.randomness import RandomSource, counter_key, normal, per_image
 from asyncdiff.sampling.guidance import Guidance, finish
 from asyncdiff.sampling.hosted_levels import hosted_in_turn
+from asyncdiff.sampling.input_checks import check_inputs, check_label, check_levels
 from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.solvers import DDIM, Solver, take_step
 from asyncdiff.sampling.trajectories import Frame, Start, last
@@ -153,8 +154,8 @@ class ImageSampler(ABC):
 
         In the last state, known pixels equal those of `image` bit for bit.
         """
-        _check(seeds, shape, label, image, known)
-        _check_label(denoiser, label)
+        check_inputs(seeds, shape, label, image, known)
+        check_label(denoiser, label)
         device = torch.device(device)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
@@ -230,15 +231,7 @@ class ImageSampler(ABC):
             raise ValueError(
                 f"{type(self).__name__} always starts from pure noise, got levels: omit levels, or use Sampler"
             )
-        if tuple(levels.shape) != shape:
-            raise ValueError(
-                f"levels must have shape {shape}, one value per patch, got {tuple(levels.shape)}: expand or repeat them"
-            )
-        outside = ~((levels >= 0) & (levels <= 1))  # also True for NaN
-        if outside.any():
-            raise ValueError(
-                f"levels must lie in [0, 1], got {float(levels[outside][0]):g}: 0 keeps a patch, 1 starts it from noise"
-            )
+        check_levels(levels, shape)
 
     @abstractmethod
     def walk(self, start: Start) -> Iterator[Frame]:
@@ -388,50 +381,3 @@ def check_partial_updates(refresh: int, margin: int) -> None:
     at_least("margin", margin, 0, "0 computes only patches that move")
     if margin and refresh == 1:
         raise ValueError(f"margin must be 0 with refresh 1, which computes all patches, got {margin}: increase refresh")
-
-
-def _check_label(denoiser: DenoiserLike, label: Labels | None) -> None:
-    null = getattr(denoiser, "null_label", None)
-    if label is None or null is None:
-        return
-    if label.dtype != torch.int64:
-        raise ValueError(f"label must be int64, one class per image, got {label.dtype}: use label.long()")
-    wrong = (label < 0) | (label > null)
-    if wrong.any():
-        raise ValueError(
-            f"label must lie in 0 .. {null - 1}, or be {null} for no label, got {int(label[wrong][0])}: choose one of "
-            "the model's classes"
-        )
-
-
-def _check(
-    seeds: Sequence[int],
-    shape: tuple[int, int, int],
-    label: Labels | None,
-    image: Image | None,
-    known: KnownPixels | None,
-) -> None:
-    if image is not None and not image.is_floating_point():
-        raise ValueError(f"image must be floating point in [-1, 1], got {image.dtype}: use image / 127.5 - 1")
-    if known is not None and known.dtype != torch.bool:
-        raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
-    if not len(seeds):
-        raise ValueError("seeds must contain at least one seed, got none: pass one seed per image")
-    if (image is None) != (known is None):
-        present, missing = ("known", "image") if image is None else ("image", "known")
-        raise ValueError(
-            f"image and known must be passed together, got {present} without {missing}: pass {missing}, too"
-        )
-    if label is not None and len(label) != len(seeds):
-        raise ValueError(
-            f"label needs one class per seed, got {len(label)} for {len(seeds)} seeds: pass {len(seeds)} labels"
-        )
-    if image is not None and tuple(image.shape) != (len(seeds), *shape):
-        raise ValueError(
-            f"image must have shape {(len(seeds), *shape)}, got {tuple(image.shape)}: pass one such image per seed"
-        )
-    if known is not None and tuple(known.shape) != (len(seeds), *shape[1:]):
-        raise ValueError(
-            f"known must have shape {(len(seeds), *shape[1:])}, True = known, got {tuple(known.shape)}: "
-            "resize the mask to the image with nearest-neighbor interpolation"
-        )
