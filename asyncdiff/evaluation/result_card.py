@@ -17,6 +17,7 @@ FORMAT = 1  # version of the card format; `read_card` rejects others
 # Protocol keys that identify what is compared, and keys that should not affect the numbers.
 SUBJECT_KEYS = ("checkpoint", "checkpoint_sha256", "step")
 SOFTWARE_KEYS = ("hardware", "torch", "commit")
+EVALUATIONS = ("samples", "likelihood", "inpainting")  # measurements of `evaluate`, whose cards name the precision
 
 
 def software(device: "torch.device | str") -> dict[str, str]:
@@ -70,7 +71,8 @@ def read_card(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is not a result card, its protocol or metrics are not mappings: evaluate the run again"
         )
-    content["protocol"].setdefault("precision", "float32")  # versions up to 0.2.0 had no other, and recorded none
+    if content["protocol"].get("measurement") in EVALUATIONS:
+        content["protocol"].setdefault("precision", "float32")  # versions up to 0.2.0 had no other, and recorded none
     return dict(update_names(content))
 
 
