@@ -221,7 +221,7 @@ class _OnCPU(TorchFunctionMode):
 
 
 def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """Stand in for rms_norm, which is one kernel on GPUs but several on CPUs; layer_norm moves and stores the same."""
+    """Stand in for rms_norm, on GPUs one kernel since PyTorch 2.9, on CPUs several: layer_norm moves and stores as much."""
     return torch.nn.functional.layer_norm(x, shape, weight, None, eps or 1e-6)
 
 
