@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -96,25 +96,22 @@ def medians(
 
 def _repeats(run: Run, clock: WallClock) -> int:
     """Warm up with two calls; return the number of calls of one sample, 0 if the memory does not suffice."""
-    try:
+    with suppress(torch.OutOfMemoryError):
         run()
         start = clock.now()
         run()
         return max(1, round(SHORTEST / max(clock.seconds(start, clock.now()), 1e-6)))
-    except torch.OutOfMemoryError:
-        free_memory()
-        return 0
+    free_memory()  # once the error is gone, whose traceback holds tensors
+    return 0
 
 
 def largest(sizes: Sequence[int], run: Callable[[int], Any]) -> int:
     """Return the first size for which `run` does not run out of memory; raise OutOfMemoryError if there is none."""
     for size in sizes[:-1]:
-        try:
+        with suppress(torch.OutOfMemoryError):
             run(size)
-        except torch.OutOfMemoryError:
-            free_memory()
-        else:
             return size
+        free_memory()  # once the error is gone, whose traceback holds tensors
     run(sizes[-1])
     return sizes[-1]
 
@@ -192,18 +189,18 @@ def counted_waits(device: torch.device) -> Iterator[Waits]:
         elif "debug mode is a prototype" not in str(message):
             show(message, *where, **options)
 
-    def record(self: Any, *args: Any) -> None:
+    def record(self: Any, *args: Any, **options: Any) -> None:
         self.recorded_in = waits.step
-        recorded(self, *args)
+        recorded(self, *args, **options)
 
     def wait_for_event(self: Any) -> None:
         if getattr(self, "recorded_in", None) == waits.step and not self.query():
             waits.add("event")
         waited(self)
 
-    def wait_for_all(*args: Any) -> None:
+    def wait_for_all(*args: Any, **options: Any) -> None:
         waits.add("synchronize")
-        synchronized(*args)
+        synchronized(*args, **options)
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
