@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu.training_runs import Run, train_demo
+from pretend_gpu.training_runs import Run, latent_cache, train_demo
 
 from asyncdiff.checkpoints import read_safely
 
@@ -19,13 +19,13 @@ def weights(folder: Path) -> dict[str, Any]:
     return {**checkpoint["state_dict"], **{f"ema.{name}": x for name, x in average["weights"].items()}}
 
 
-def train_on_both(folder: Path, *arguments: str, **options: Any) -> Run:
+def train_on_both(folder: Path, **options: Any) -> Run:
     """Train on the pretended GPU and on the CPU; their weights must be equal up to rounding."""
     options = {"max_steps": STEPS, "val_check_interval": 4, "log_every_n_steps": 4, **options}
-    run = train_demo(folder / "cuda", *arguments, **options)
+    run = train_demo(folder / "cuda", **options)
     assert not run.watch.mixed
     assert {batch.step for batch in run.batches} == set(range(options["max_steps"]))
-    train_demo(folder / "cpu", *arguments, **options, cuda=False)
+    train_demo(folder / "cpu", **options, cuda=False)
     found, usual = weights(folder / "cuda"), weights(folder / "cpu")
     assert found.keys() == usual.keys()
     # On GPUs modulations are summed in another order; learning rates are at most 1e-4 in these steps.
@@ -52,6 +52,13 @@ def test_steps_on_two_gpus_wait_for_nothing(tmp_path: Path) -> None:
     assert not run.most_waits(4, 7)
     assert run.ranks is not None
     assert run.ranks.calls["all_reduce"] >= 2 * STEPS  # gradients, and signals
+
+
+@pytest.mark.slow
+def test_steps_on_latents_wait_for_nothing(tmp_path: Path) -> None:
+    run = train_on_both(tmp_path, latents=latent_cache(tmp_path / "latents", (1, 8, 8)))
+    assert not run.most_waits(SETTLED, 3)
+    assert not run.most_waits(4, 7)
 
 
 @pytest.mark.slow

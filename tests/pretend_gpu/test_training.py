@@ -6,12 +6,11 @@ Covered are all level samplers, weightings, targets and processes, found by look
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from latent_caches import write_latent_cache
 from pretend_gpu.every_sampler import every_instance, every_sampler
 from pretend_gpu.pretended_cuda import run_on_both
+from pretend_gpu.training_runs import latent_cache
 from pretend_gpu.watch import Watch
 from small_runs import randomize_weights
 from torch import Tensor, nn
@@ -168,11 +167,7 @@ def test_steps_that_are_not_finite_are_skipped_without_a_wait() -> None:
 
 def test_latents(tmp_path: Any) -> None:
     """Noise of the keys, scale and shift of a cache are applied on the GPU."""
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(size=(8, 2, 1, SIZE, SIZE)).astype(np.float16) / 4 for name in ("mean", "logvar")}
-    numbers = {"label": np.arange(8) % 3, "index": np.arange(8)}
-    splits = dict.fromkeys(("train", "val"), arrays | numbers)
-    root = str(write_latent_cache(tmp_path, splits, shard=8, scale=[0.5], shift=[0.1]))
+    root = latent_cache(tmp_path / "latents", (1, SIZE, SIZE))
 
     def flow(device: torch.device, watch: Watch) -> dict[str, Any]:
         data = LatentCache(root, size=SIZE, channels=1, batch_size=2)

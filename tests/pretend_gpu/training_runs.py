@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import yaml
+from latent_caches import write_latent_cache
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from pretend_gpu.fake_ranks import FakeRanks, fake_ranks
 from pretend_gpu.pretended_cuda import pretended_cuda
 from pretend_gpu.watch import Watch
 
+import asyncdiff
 from asyncdiff.cli.train import main
 
-DEMO = Path(__file__).resolve().parents[2] / "experiments" / "demo.yaml"
+DEMO = Path(asyncdiff.__file__).parents[1] / "experiments" / "demo.yaml"
 # Arguments that make the demo's callbacks small.
 SMALLER: dict[str, dict[str, Any]] = {
     "SampleGrid": {"count": 4, "columns": 2, "every_n_steps": 4},
@@ -97,22 +100,27 @@ def _end_batch(run: Run) -> None:
     run.watch.kernels.clear()
 
 
-def train_demo(folder: Path, *arguments: str, ranks: int = 1, cuda: bool = True, **options: Any) -> Run:
+def train_demo(folder: Path, *, ranks: int = 1, cuda: bool = True, latents: str = "", **options: Any) -> Run:
     """Run `train.py fit` with the demo's file made small, and with everything that train.py adds by default.
 
     Args:
         folder: run directory.
-        arguments: further arguments of train.py.
         ranks: number of processes, of which this is the first.
         cuda: whether to train on the GPU, or on the CPU for comparison.
+        latents: folder of a cache of latents (1, 8, 8) to train on instead.
         options: further options of the trainer.
     """
     devices = {"num_nodes": ranks, "devices": 1, "strategy": "ddp" if ranks > 1 else "auto"}
-    options = {"default_root_dir": str(folder), "accelerator": "gpu" if cuda else "cpu", **devices, **options}
-    config = folder.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(small_demo(options)))
+    config = small_demo(
+        {"default_root_dir": str(folder), "accelerator": "gpu" if cuda else "cpu", **devices, **options}
+    )
+    if latents:
+        arguments = {"root": latents, "size": 8, "channels": 1, "batch_size": 16}
+        config["data"] = {"class_path": "datamodules.LatentCache", "init_args": arguments}
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(config))
     with watched_run(ranks, cuda) as run:
-        main(["fit", "--config", str(config), *arguments])
+        main(["fit", "--config", str(file)])
     return run
 
 
@@ -129,3 +137,12 @@ def small_demo(options: dict[str, Any]) -> dict[str, Any]:
         if "features" in arguments:
             arguments["features"]["init_args"] |= {"epochs": 1, "width": 4, "dim": 8}
     return config
+
+
+def latent_cache(folder: Path, shape: tuple[int, int, int]) -> str:
+    """Write a cache of random latents with a variance, of 32 images per split, and return its folder."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    arrays = {name: (rng.normal(size=(32, 2, *shape)) / 4).astype(np.float16) for name in ("mean", "logvar")}
+    arrays |= {"label": np.arange(32) % 10, "index": np.arange(32)}
+    return str(write_latent_cache(folder, {"train": arrays, "val": arrays}, shard=32, scale=[0.5], shift=[0.1]))
