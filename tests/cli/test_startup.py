@@ -33,6 +33,8 @@ REFUSED = {
     "sample RUN --sampler Sampler --step 7": "--step: there is no such option; did you mean --steps?",
     "sample RUN --steps many": "--steps: must be int or null, got many",
     "sample RUN --steps 0": "steps must be at least 1, got 0",
+    "sample RUN --precision fp16": "--precision: must be one of 'float32', 'tf32', 'bf16' or null, got fp16",
+    "evaluate RUN --likelihood --precision half": "--precision: must be one of 'float32', 'tf32', 'bf16' or null, got",
     "sample RUN --batch-size 0": "batch_size must be at least 1, got 0",
     "sample RUN --seeds 3-1": "--seeds must be integers such as 0,3,8-15, got 3-1",
     "sample RUN --output used": "output folder used already contains images",
