@@ -23,6 +23,7 @@ from torch import Tensor
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.weightings import ELBO
+from asyncdiff.devices import to_device
 from asyncdiff.noise.curves import Curve
 from asyncdiff.noise.paths import Conditioned, Floored, Path, Synchronous
 from asyncdiff.noise.processes import Process
@@ -30,9 +31,12 @@ from asyncdiff.noise.progress_samplers import FluxProgress, ProgressSampler, Uni
 from asyncdiff.randomness import Generators, fork, normal, uniform
 from asyncdiff.shapes import (
     Image,
+    IndexedLevels,
     KnownPatches,
     Labels,
     LevelMap,
+    Levels,
+    indexed,
     known_patches,
     sum_per_patch,
     to_pixels,
@@ -291,24 +295,32 @@ class _LineIntegral:
         self.size = (x.shape[2], x.shape[3])
         self.grid = denoiser.grid(self.size)
         self.generator = generator
+        # Level maps are computed where their random numbers are drawn, on the host if it has the generators. A GPU then
+        # gets maps with their distinct levels, and the host does not wait for it.
+        gpu_generator = isinstance(generator, torch.Generator) and generator.device.type != "cpu"
+        self.levels_device = x.device if gpu_generator else torch.device("cpu")
         floor = default_t_min(self.process, self.decoder) if t_min is None else t_min
         path = with_floor(path or Synchronous(), floor)
-        self.known = self._known_patches(known)
-        if self.known is not None:
-            path = Conditioned(path, self.known)
+        self.known: KnownPatches | None = None
+        if known is not None:
+            patches = self._known_patches(known)
+            self.known, path = to_device(patches, x.device), Conditioned(path, patches)
         # Curves have separate generators, so that the noise is the same for every path.
-        self.curve: Curve = path.draw(len(x), self.grid, generator=fork(generator), device=x.device, dtype=self.dtype)
+        self.curve: Curve = path.draw(
+            len(x), self.grid, generator=fork(generator), device=self.levels_device, dtype=self.dtype
+        )
 
     def integrand(self, label: Labels | None, points: int) -> Terms:
         """Yield the integrand at random points, divided by their density and number."""
         weight = ELBO()
         for k in range(points):
-            u = uniform((len(self.x),), generator=self.generator, device=self.x.device, dtype=self.dtype)
+            u = uniform((len(self.x),), generator=self.generator, device=self.levels_device, dtype=self.dtype)
             s, density = self.progress_sampler(self.curve, (u + k) / points)
             t, slope = self.curve(s)
-            error = self._error(t, label, lambda prediction: prediction.v, self.process.velocity)
             importance = density.reciprocal().nan_to_num(posinf=0) / points
-            yield t, importance[:, None, None] * weight(self.process, t, slope) * error
+            factor = importance[:, None, None] * weight(self.process, t, slope)
+            error = self._error(t, label, lambda prediction: prediction.v, self.process.velocity)
+            yield t, to_device(factor, self.x.device) * error
 
     def terms(self, label: Labels | None, steps: int) -> Terms:
         """Yield the term of every step, starting at the clean end."""
@@ -318,7 +330,7 @@ class _LineIntegral:
             error = self._error(t, label, lambda prediction: prediction.x, lambda x, eps, t: x)
             moved = t > before
             gain = self.process.snr(before.masked_fill(~moved, 1)) - self.process.snr(t)
-            yield t, 0.5 * gain.masked_fill(~moved, 0) * error
+            yield t, to_device(0.5 * gain.masked_fill(~moved, 0), self.x.device) * error
             before = t
 
     def bound(self, terms: Terms, points: int | None) -> Bound:
@@ -327,12 +339,12 @@ class _LineIntegral:
         diffusion = torch.zeros_like(prior)
         by_level = prior.new_zeros(len(prior), len(LEVEL_EDGES))
         squares = prior.new_zeros(len(prior))
-        edges = torch.tensor(LEVEL_EDGES, device=prior.device, dtype=prior.dtype)
+        edges = to_device(torch.tensor(LEVEL_EDGES, device="cpu", dtype=prior.dtype), self.levels_device)
         for t, nats in terms:
             diffusion += nats
             squares += nats.sum((1, 2)).square()
             level = torch.bucketize(t, edges).clamp(max=len(edges) - 1)
-            by_level.scatter_add_(1, level.flatten(1), nats.flatten(1))
+            by_level.scatter_add_(1, to_device(level, prior.device).flatten(1), nats.flatten(1))
         total = diffusion.sum((1, 2))
         standard_error = torch.full_like(total, math.nan)  # a single point has no spread
         if points is not None and points > 1:
@@ -348,23 +360,22 @@ class _LineIntegral:
             decoder=self.decoder,
         )
 
-    def _known_patches(self, known: Tensor | None) -> KnownPatches | None:
-        if known is None:
-            return None
+    def _known_patches(self, known: Tensor) -> KnownPatches:
         if tuple(known.shape) != (len(self.x), *self.size):
             raise ValueError(
                 f"known must have shape {(len(self.x), *self.size)}, True = known, got {tuple(known.shape)}: "
                 "expand a single mask to the batch"
             )
-        return known_patches(known.to(self.x.device), self.grid)
+        return known_patches(known.to(self.levels_device), self.grid)
 
     def _level_map_at(self, u: float) -> LevelMap:
         """Return the level map at the share `u` of the progress sampler's distribution; the ends are exact."""
-        s = self.x.new_full((len(self.x),), u)
+        s = torch.full((len(self.x),), u, device=self.levels_device, dtype=self.dtype)
         return self.curve(s if u in (0, 1) else self.progress_sampler(self.curve, s)[0])[0]
 
     def _above_0(self, t: LevelMap) -> LevelMap:
-        """Return `t` with any level above 0 for known patches, whose values are masked later."""
+        """Return `t` on the images' device, with any level above 0 for known patches, whose values are masked later."""
+        t = to_device(t, self.x.device)
         return t if self.known is None else t.masked_fill(self.known, 1)
 
     def _add_noise(self, t: LevelMap) -> tuple[Image, Image]:
@@ -375,9 +386,17 @@ class _LineIntegral:
         self, t: LevelMap, label: Labels | None, predicted: Callable, true: Callable[[Image, Image, LevelMap], Image]
     ) -> LevelMap:
         """Return the squared error per patch of the denoiser's prediction, with fresh noise."""
+        levels, t = self._with_distinct_levels(t), to_device(t, self.x.device)
         eps, x_t = self._add_noise(t)
-        residual = true(self.x, eps, t) - predicted(self.denoiser(x_t, t, label))
+        residual = true(self.x, eps, t) - predicted(self.denoiser(x_t, levels, label))
         return sum_per_patch(residual.square(), self.grid).to(self.dtype)
+
+    def _with_distinct_levels(self, t: LevelMap) -> Levels:
+        """Return a level map on the device of the images; what a GPU would wait to sort is sorted on the host."""
+        if t.device == self.x.device:
+            return t
+        found = indexed(t)
+        return IndexedLevels(to_device(found.values, self.x.device), to_device(found.index, self.x.device))
 
     def _reconstruction(self) -> LevelMap:
         t = self._above_0(self._level_map_at(0.0))

@@ -107,7 +107,7 @@ class PathLikelihoodEvaluator:
     def _known(self, x: Image, seeds: Sequence[int]) -> KnownPixels | None:
         if self.mask is None:
             return None
-        return self.mask.per_image(x.shape[2], x.shape[3], seeds=seeds).to(x.device)
+        return self.mask.per_image(x.shape[2], x.shape[3], seeds=seeds)
 
 
 def check_labels(model: Model, classes: int | None, *, conditioned: bool, label_dropout: float | None) -> None:

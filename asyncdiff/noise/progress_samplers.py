@@ -106,12 +106,13 @@ class FluxProgress(ProgressSampler):
 
     def _bisected(self, curve: Curve, u: Progress) -> tuple[Progress, Progress]:
         """Return s and G(0) - G(1), by bisection."""
-        start, end = self._mean_gain(curve(torch.zeros_like(u))[0]), self._mean_gain(curve(torch.ones_like(u))[0])
+        levels = curve.levels if isinstance(curve, BroadcastCurve) else lambda s: curve(s)[0]
+        start, end = self._mean_gain(levels(torch.zeros_like(u))), self._mean_gain(levels(torch.ones_like(u)))
         goal = start + u * (end - start)
         low, high = torch.zeros_like(u), torch.ones_like(u)
         for _ in range(BISECTIONS):
             s = (low + high) / 2
-            below = self._mean_gain(curve(s)[0]) > goal  # G falls with s
+            below = self._mean_gain(levels(s)) > goal  # G falls with s
             low, high = torch.where(below, s, low), torch.where(below, high, s)
         return high, start - end  # the lower end may lie where no patch moves, between two groups of an ordered path
 
