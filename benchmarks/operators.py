@@ -221,7 +221,7 @@ class _OnCPU(TorchFunctionMode):
 
 
 def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """Stand in for rms_norm, on GPUs one kernel since PyTorch 2.9, on CPUs several: layer_norm moves and stores as much."""
+    """Stand in for rms_norm: one kernel on GPUs (since PyTorch 2.9) that moves and stores as much, several on CPUs."""
     return torch.nn.functional.layer_norm(x, shape, weight, None, eps or 1e-6)
 
 
