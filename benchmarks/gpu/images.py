@@ -1,7 +1,7 @@
 """Images to read and to train on: real ones of a folder or an .npz file, digits, and procedural files."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,14 @@ def real_images(data: Path | None, batch_size: int) -> ImageDataModule:
     return ImageFolder(str(data), 32, batch_size=batch_size, workers=2)
 
 
-def procedural_images(count: int, height: int, width: int) -> np.ndarray:
-    """Return smooth color images (n, height, width, 3), uint8, which compress about as well as photos."""
-    coarse = torch.rand(count, 3, 8, 8, generator=seeded(0))
-    fine = 0.1 * torch.randn(count, 3, height, width, generator=seeded(1))
-    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic") + fine
-    pixels: np.ndarray = smooth.mul(255).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return pixels
+def procedural_images(count: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Yield smooth color images (height, width, 3), uint8, which compress about as well as photos."""
+    for number in range(count):
+        source = seeded(number)
+        fine = 0.1 * torch.randn(1, 3, height, width, generator=source)
+        coarse = torch.rand(1, 3, 8, 8, generator=source)
+        smooth = F.interpolate(coarse, size=(height, width), mode="bicubic") + fine
+        yield smooth[0].mul(255).clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 def write_folder(folder: Path, kind: str, count: int, height: int, width: int) -> None:
@@ -102,4 +103,4 @@ def write_folder(folder: Path, kind: str, count: int, height: int, width: int) -
 
 def write_npz(file: Path, count: int, size: int) -> None:
     """Write an .npz file of images and labels."""
-    np.savez(file, images=procedural_images(count, size, size), labels=np.arange(count) % 10)
+    np.savez(file, images=np.stack([*procedural_images(count, size, size)]), labels=np.arange(count) % 10)

@@ -30,7 +30,7 @@ def measurements(machine: Machine) -> Iterator[Measurement]:
 
 def read(kind: str, machine: Machine, deadline: Deadline) -> Finding:
     """Measure one kind of files with several numbers of workers."""
-    count, rows = (64 if machine.small else 1024), []
+    count, rows = (64 if machine.small else 512), []
     workers = [number for number in (0, 1, 2, 4, 8, 16) if number <= (1 if machine.small else CORES)]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "images")
@@ -40,10 +40,10 @@ def read(kind: str, machine: Machine, deadline: Deadline) -> Finding:
         else:
             write_folder(root, kind, count, *KINDS[kind][:2])
         for number in workers:
-            if not deadline.left:
+            if rows and not deadline.left:
                 break
             data = data_of(kind, root, batch_size=32 if machine.small else 128, workers=number)
-            seconds = min(SECONDS, deadline.left) / (4 if machine.small else 1)
+            seconds = min(machine.largest_time, SECONDS)
             first, rate = images_per_second(data, machine, seconds)
             row = {
                 "precision": "uint8 files, float32 on the device",

@@ -91,7 +91,7 @@ class Machine:
 
 def environment(machine: Machine) -> dict[str, Any]:
     """Return the facts that belong to every figure: hardware, driver, versions, commit and date."""
-    facts: dict[str, Any] = {"device": platform.processor() or platform.machine() or "CPU"}
+    facts: dict[str, Any] = {"device": _processor()}
     if machine.is_gpu:
         properties = torch.cuda.get_device_properties(machine.device)
         facts = {
@@ -113,6 +113,14 @@ def environment(machine: Machine) -> dict[str, Any]:
     versions = {"torch": torch.__version__, "lightning": lightning.__version__, "python": sys.version.split()[0]}
     host = {"CPU cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     return facts | versions | host | {"commit": f"{commit or 'unknown'}{changed}", "day": time.strftime("%Y-%m-%d")}
+
+
+def _processor() -> str:
+    """Return the name of the CPU."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
 def _output(*command: str) -> str:
