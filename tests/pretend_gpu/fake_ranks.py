@@ -13,13 +13,14 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from pretend_gpu.marks import device_of, tensors_of
+from pretend_gpu.marks import device_of, on_gpu, put_on_gpu, tensors_of
 from pretend_gpu.pretended_cuda import made_on_gpu
 from pretend_gpu.watch import Watch
 from torch import Tensor
 from torch._C._distributed_c10d import _create_work_from_future
 from torch.distributed import distributed_c10d as c10d
 from torch.nn.parallel import distributed as data_parallel
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 DEVICES = {"cpu": "gloo", "cuda": "nccl"}
 ReduceOp = dist.ReduceOp.RedOpType
@@ -110,6 +111,11 @@ class _Group(dist.ProcessGroup):
             x.zero_()
         return x
 
+    def _make(self, output: Tensor, x: Tensor) -> None:
+        """Mark a result that a functional collective of PyTorch, such as those of DTensor, has just made unseen."""
+        if not _get_current_dispatch_mode_stack():
+            put_on_gpu(output, on_gpu(x))
+
     @torch.no_grad()
     def _repeat(self, outputs: list[Tensor], x: Tensor) -> None:
         for output in outputs:
@@ -137,6 +143,7 @@ class _Group(dist.ProcessGroup):
         return self._work("all_gather", (outputs, inputs), outputs)
 
     def all_gather_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Any:
+        self._make(output, x)
         self._repeat(list(output.chunk(self._world_size)), x)
         return self._work("all_gather", (output, x), output)
 
@@ -160,6 +167,7 @@ class _Group(dist.ProcessGroup):
         return self._work("reduce_scatter", (outputs, inputs), outputs)
 
     def reduce_scatter_single(self, output: Tensor, x: Tensor, opts: Any = None) -> Any:
+        self._make(output, x)
         return self.reduce_scatter([output], [list(x.chunk(self._world_size))], opts)
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> Any:
@@ -195,8 +203,10 @@ def fake_ranks(watch: Watch, world_size: int = 2, backend: str = "nccl") -> Iter
     ranks = FakeRanks(world_size, watch)
 
     def new_group(
-        size: int, rank: int, of: list[int], backend: str, store: dist.Store, name: str, *_: Any, **__: Any
-    ) -> tuple[dist.ProcessGroup, dist.Store]:
+        size: int, rank: int | None, of: list[int], backend: str, store: dist.Store, name: str, *_: Any, **__: Any
+    ) -> tuple[Any, dist.Store | None]:
+        if rank is None:
+            return dist.GroupMember.NON_GROUP_MEMBER, None
         group = _Group(rank, ranks, size, str(backend))
         c10d._world.pg_map[group] = (backend, store)
         c10d._world.pg_names[group] = name

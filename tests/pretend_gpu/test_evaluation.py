@@ -92,7 +92,7 @@ def test_trained_classifier() -> None:
 
 @few_images
 def test_inpainting_benchmark() -> None:
-    data = ValidationImages(images(6), [0, 1, 2, 0, 1, 2], range(6))
+    data = ValidationImages(images(6), range(6), [0, 1, 2, 0, 1, 2])
 
     def flow(device: torch.device, watch: Watch) -> dict[str, Any]:
         metric = FrechetDistance(as_features(Pixels())).to(device)

@@ -46,8 +46,9 @@ def test_steps_on_one_gpu_wait_for_nothing(tmp_path: Path, precision: str) -> No
 
 
 @pytest.mark.slow
-def test_steps_on_two_gpus_wait_for_nothing(tmp_path: Path) -> None:
-    run = train_on_both(tmp_path, ranks=2)
+@pytest.mark.parametrize("strategy", ["ddp", "fully_shard"])
+def test_steps_on_two_gpus_wait_for_nothing(tmp_path: Path, strategy: str) -> None:
+    run = train_on_both(tmp_path, ranks=2, strategy=strategy)
     assert not run.most_waits(SETTLED, 3)
     assert not run.most_waits(4, 7)
     assert run.ranks is not None
