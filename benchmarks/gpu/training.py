@@ -37,7 +37,7 @@ def sizes(machine: Machine) -> dict[str, Case]:
     if machine.small:
         tiny = {"DiT-B/2": (64, 2, 2), "DiT-S/2": (32, 1, 2), "DiT-XL/2": (96, 2, 4)}
         cases = {name: Case(dit(2, *size, 4), 4, 8, 4) for name, size in tiny.items()}
-        options = {"multipliers": [1, 2], "blocks": 1, "middle_blocks": 1, "attention": [1], "head_dim": 16}
+        options = {"multipliers": [1, 2], "blocks": 1, "middle_blocks": 2, "attention": [1], "head_dim": 16}
         unet = partial(CASES["unet_60m"].network, width=16, **options)
         return cases | {"U-Net 60M": Case(unet, 3, 16, 2)}
     return {
