@@ -26,8 +26,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "1 GPU, bf16-mixed": {"precision": "bf16-mixed"},
     "1 GPU, each of 2 accumulated batches": {"accumulate_grad_batches": 2},
     "2 GPUs": {"ranks": 2},
-    "2 GPUs, each of 2 accumulated batches": {"ranks": 2, "accumulate_grad_batches": 2},
     "1 GPU, latents": {"latents": "cache"},
+    "2 GPUs, each of 2 accumulated batches": {"ranks": 2, "accumulate_grad_batches": 2},
+    "2 GPUs, fully_shard": {"ranks": 2, "strategy": "fully_shard"},
 }
 
 

@@ -5,9 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_gpu.training_runs import Run, latent_cache, train_demo
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from pretend_gpu.training_runs import Run, latent_cache, train_demo, watched_run
+from small_runs import quiet_trainer, small_dit
 
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import EMA, GracefulShutdown, LossByLevel, StepProgressBar, Throughput
 from asyncdiff.checkpoints import read_safely
+from datamodules import Digits
 
 STEPS, SETTLED = 8, 1  # the first step checks the data
 
@@ -33,6 +39,20 @@ def train_on_both(folder: Path, **options: Any) -> Run:
     for name, x in usual.items():
         assert torch.allclose(found[name], x, rtol=0, atol=tolerance), (name, (found[name] - x).abs().max())
     return run
+
+
+def test_steps_of_a_trainer_wait_for_nothing(tmp_path: Path) -> None:
+    """A quick one: callbacks of every step, the bar on, gradients accumulated, and nothing else."""
+    callbacks = [EMA(0.9), LossByLevel(), Throughput(), GracefulShutdown(), StepProgressBar(), LearningRateMonitor()]
+    options = {"callbacks": callbacks, "enable_progress_bar": True, "logger": TensorBoardLogger(tmp_path)}
+    steps = {"max_steps": 4, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+    module = AsyncDiffusion(small_dit(dim=16, uncertainty=True), image_size=8)
+    with watched_run() as run:
+        trainer = quiet_trainer(tmp_path, accelerator="gpu", devices=1, **steps, **options)
+        trainer.fit(module, datamodule=Digits(batch_size=8))
+    assert len(run.batches) == 8
+    assert not run.watch.mixed
+    assert not run.most_waits(SETTLED, 3)
 
 
 @pytest.mark.slow
