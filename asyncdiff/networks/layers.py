@@ -72,5 +72,7 @@ def mean_logvar(logvar: Float[Tensor, "b h w"], side: int) -> Float[Tensor, "b l
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """Disable autocast; the meta device, on which operations are counted, has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Disable autocast if it is enabled; the meta device, on which operations are counted, has none."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
