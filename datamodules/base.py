@@ -267,8 +267,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read(self, data: ImageDataset, **order: Any) -> Iterator[Batch]:
         """Iterate over finished batches in an order given by arguments of DataLoader."""
-        options = {"num_workers": self.workers, "pin_memory": torch.cuda.is_available(), "collate_fn": _no_collate}
-        return map(data.finish, DataLoader(RawBatches(data), **options, **order))
+        return map(data.finish, DataLoader(RawBatches(data), **self._reading(), **order))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of training batches of equal size, whose order a resumed run continues."""
@@ -307,12 +306,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return {
             "batch_size": batch_size,
             "sampler": shard,
-            "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": _no_collate,
             "worker_init_fn": _ignore_signals,
+            **self._reading(),
         }
+
+    def _reading(self) -> dict[str, Any]:
+        """Return the options of every DataLoader; batches for a GPU are pinned, so that copying them does not wait."""
+        return {"num_workers": self.workers, "pin_memory": torch.cuda.is_available(), "collate_fn": _no_collate}
 
     def _check_enough_images(self, shard: ShuffledShard) -> None:
         """Raise ValueError if an epoch has no batch: Lightning would end the fit at once, silently."""
