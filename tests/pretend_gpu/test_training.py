@@ -167,7 +167,7 @@ def test_steps_that_are_not_finite_are_skipped_without_a_wait() -> None:
 
 def test_latents(tmp_path: Any) -> None:
     """Noise of the keys, scale and shift of a cache are applied on the GPU."""
-    root = latent_cache(tmp_path / "latents", (1, SIZE, SIZE))
+    root = latent_cache(tmp_path / "latents", (1, SIZE, SIZE), classes=3)
 
     def flow(device: torch.device, watch: Watch) -> dict[str, Any]:
         data = LatentCache(root, size=SIZE, channels=1, batch_size=2)

@@ -117,6 +117,8 @@ def train_demo(folder: Path, *, ranks: int = 1, cuda: bool = True, latents: str 
     if latents:
         arguments = {"root": latents, "size": 8, "channels": 1, "batch_size": 16}
         config["data"] = {"class_path": "datamodules.LatentCache", "init_args": arguments}
+        bounds = next(c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("Likelihood"))
+        bounds["init_args"]["decoder"] = {"class_path": "asyncdiff.denoising.GaussianDecoder"}
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config))
     with watched_run(ranks, cuda) as run:
@@ -139,10 +141,10 @@ def small_demo(options: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def latent_cache(folder: Path, shape: tuple[int, int, int]) -> str:
+def latent_cache(folder: Path, shape: tuple[int, int, int], classes: int = 10) -> str:
     """Write a cache of random latents with a variance, of 32 images per split, and return its folder."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     arrays = {name: (rng.normal(size=(32, 2, *shape)) / 4).astype(np.float16) for name in ("mean", "logvar")}
-    arrays |= {"label": np.arange(32) % 10, "index": np.arange(32)}
+    arrays |= {"label": np.arange(32) % classes, "index": np.arange(32)}
     return str(write_latent_cache(folder, {"train": arrays, "val": arrays}, shard=32, scale=[0.5], shift=[0.1]))
