@@ -22,6 +22,7 @@ Run = Callable[[], Any]
 SHORTEST = 0.005  # seconds of one sample: shorter work is repeated within a sample
 OWN = ("/asyncdiff/", "/datamodules/", "/lightning/", "/benchmarks/")  # where waits are looked for, by file and line
 FREE = ("empty", "_unsafe_view", "detach")  # operators without a kernel
+COPIES = "/asyncdiff/devices.py"  # waits belong to what asks it for a copy
 MEASURING = Path(__file__).parent
 ROOT = MEASURING.parents[1]
 
@@ -219,7 +220,7 @@ def _place(frame: FrameType | None) -> str:
     """Return FILE:LINE of the innermost frame that may have caused a wait."""
     while frame is not None:
         file = frame.f_code.co_filename
-        if any(part in file for part in OWN) and Path(file).parent != MEASURING:
+        if any(part in file for part in OWN) and Path(file).parent != MEASURING and not file.endswith(COPIES):
             return f"{file.split('/site-packages/')[-1].removeprefix(f'{ROOT}/')}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
