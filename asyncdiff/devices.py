@@ -66,7 +66,7 @@ class HostCopy:
             self._value = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             self._value.copy_(x, non_blocking=True)
             self._arrival = torch.cuda.Event()
-            self._arrival.record()
+            self._arrival.record(torch.cuda.current_stream(x.device))  # which need not be the current device
         else:
             self._value = x.to("cpu", copy=True)
 

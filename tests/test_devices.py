@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import torch
+from pretend_gpu.pretended_cuda import pretended_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asyncdiff.devices import DeviceConstant, HostCopy, to_device
@@ -51,3 +53,16 @@ def test_host_copies_keep_the_value_of_the_moment():
     assert later.arrived
     assert later.read().tolist() == [1, 1]
     assert not later.read().requires_grad
+
+
+def test_host_copies_arrive_on_the_stream_of_their_own_device():
+    """Which need not be the current one: `--device cuda:1` leaves cuda:0 current."""
+    with (
+        pretended_cuda(),
+        mock.patch.object(torch.cuda, "current_stream") as stream,
+        mock.patch.object(torch.cuda.Event, "record") as record,
+    ):
+        x = torch.ones(2, device="cuda")
+        HostCopy(x)
+        stream.assert_called_once_with(x.device)
+        record.assert_called_once_with(stream.return_value)

@@ -368,7 +368,7 @@ class _Stopwatch:
 
     def __init__(self, device: torch.device):
         self._marks: list[Any] = []
-        self._is_gpu = device.type == "cuda"
+        self._device, self._is_gpu = device, device.type == "cuda"
 
     def __enter__(self) -> None:
         self._mark()
@@ -388,7 +388,7 @@ class _Stopwatch:
     def _mark(self) -> None:
         if self._is_gpu:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._marks.append(event)
         else:
             self._marks.append(time.perf_counter())

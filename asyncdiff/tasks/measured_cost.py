@@ -94,15 +94,16 @@ def _measure(
 ) -> EvaluationCost:
     """Measure functions that are prepared for images of increasing size, as long as they are cheap."""
     measurements: list[Measurement] = []
+    device = device_of(model.denoiser)
     for size in measured_sizes(model):
         if measurements and size[0] * size[1] > largest:
             break
         evaluate = prepare(size)
         with model.sampling_context():
-            if torch.is_autocast_enabled(device_of(model.denoiser).type):
+            if torch.is_autocast_enabled(device.type):
                 evaluate()  # converts the weights, which later evaluations use
             work, memory = _count(evaluate)
-            seconds = _time(evaluate, repeated)
+            seconds = _time(evaluate, repeated, device)
         measurements.append(Measurement(size[0] * size[1], seconds, work, memory))
         if seconds > (CHEAP if len(measurements) >= ENOUGH and size >= model.shape[1:] else EXPENSIVE):
             break
@@ -116,7 +117,7 @@ def _count(evaluate: Callable[[], Any]) -> tuple[float, float]:
     return counter.operations, counter.peak
 
 
-def _time(evaluate: Callable[[], Any], repeated: float) -> float:
+def _time(evaluate: Callable[[], Any], repeated: float, device: torch.device) -> float:
     """Return the least seconds of several evaluations, within `repeated` seconds or longer for at least three.
 
     Other programs only slow them down, the first one most: it would be measured alone if it took all the time.
@@ -125,8 +126,8 @@ def _time(evaluate: Callable[[], Any], repeated: float) -> float:
     while not durations or sum(durations) < repeated * (1 if len(durations) >= 3 else 10):
         started = time.perf_counter()
         evaluate()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - started)
     return min(durations)
 
