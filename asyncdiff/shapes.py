@@ -5,7 +5,7 @@ A level map has one value per patch of an image; `known` masks are True where pi
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -20,15 +20,20 @@ Progress = Float[Tensor, " b"]  # along a noise path: 0 clean image .. 1 pure no
 Labels = Int64[Tensor, " b"]  # class of every image
 
 GRID_ERROR = 1e-3  # more than the rounding error of 255 * (k / 255) in float32
+# Operators of tensors that `IndexedLevels` have, too.
+REFLECTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+OPERATORS = ("getitem", "len", "iter", "neg", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", *REFLECTED)
+OPERATORS += tuple(f"r{name}" for name in REFLECTED)
 FEW = 64  # values that may be multiples of 1/255 in [0, 1] by chance, such as known pixels of gray 0 and 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IndexedLevels:
     """Level map stored as its distinct levels and the index of every patch's level.
 
     A network embeds each distinct level once instead of once per patch. Every denoiser and network takes level maps in
-    either form, as `Levels`.
+    either form, as `Levels`. Operators, functions of PyTorch and other attributes are those of the tensor `t`, so that
+    code that expects a tensor works, too.
 
     Attributes:
         values: distinct levels.
@@ -56,6 +61,30 @@ class IndexedLevels:
         """Return a copy padded to a power of two (at least 2) with unused values, so that few shapes are compiled."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
         return IndexedLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return getattr(self.t, name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*_with_tensors(args), **{name: _with_tensors(value) for name, value in (kwargs or {}).items()})
+
+
+def _operator(name: str) -> Any:
+    return lambda self, *others: getattr(self.t, name)(*_with_tensors(others))
+
+
+def _with_tensors(x: Any) -> Any:
+    """Return an argument, or a sequence of them, with tensors in place of `IndexedLevels`."""
+    if type(x) in (list, tuple):
+        return type(x)(map(_with_tensors, x))
+    return x.t if isinstance(x, IndexedLevels) else x
+
+
+for _name in OPERATORS:
+    setattr(IndexedLevels, f"__{_name}__", _operator(f"__{_name}__"))
 
 
 Levels: TypeAlias = LevelMap | IndexedLevels  # a level map, with its distinct levels if they are known

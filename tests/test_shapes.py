@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -121,3 +124,35 @@ def test_a_coarse_map_that_does_not_divide_the_grid_is_refused(grid):
         ValueError, match=f"order has 2x3 values, which do not divide the level map of {grid[0]}x{grid[1]} patches"
     ):
         upsampled_to(torch.zeros(1, 2, 3), grid, "order")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda t: t[:, None, 0],
+        lambda t: 1 - t,
+        lambda t: t * torch.ones(3, 1, 1),
+        lambda t: torch.ones(3, 1, 1) - t,
+        lambda t: t == 0,
+        lambda t: (t > 0.5) | ~(t < 0.2),
+        lambda t: torch.cat([t, t, t + 1]),
+        lambda t: torch.where(t > 0, t, 2.0),
+        lambda t: torch.full_like(input=t, fill_value=len(t)),
+        lambda t: t.mean((1, 2)).to(torch.float64),
+        lambda t: torch.stack(list(t)),
+        lambda t: t.new_zeros(t.shape, device=t.device),
+    ],
+)
+def test_code_that_expects_a_tensor_works_with_indexed_levels(use):
+    """Own denoisers and guidance of 0.2.0 always got tensors in sampling."""
+    t = torch.rand(3, 2, 4).mul(4).round() / 4
+    assert torch.equal(use(indexed(t)), use(t))
+
+
+def test_indexed_levels_can_be_copied_and_have_no_private_attributes_of_a_tensor():
+    levels = indexed(torch.rand(1, 2, 2))
+    for same in (copy.copy(levels), copy.deepcopy(levels), pickle.loads(pickle.dumps(levels))):
+        assert torch.equal(same.t, levels.t)
+    assert not hasattr(levels, "_version")
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = levels.missing

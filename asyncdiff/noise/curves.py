@@ -26,13 +26,17 @@ class BroadcastCurve:
         self._curve = curve
         self.levels = levels
         self.grid = grid
-        self._last: tuple[Progress, tuple[LevelMap, LevelMap]] | None = None
+        self._last: tuple[Progress, LevelMap, LevelMap] | None = None
+        self._versions: list[int] = []
 
     def __call__(self, s: Progress) -> tuple[LevelMap, LevelMap]:
-        """Return t(s) and dt/ds; the same tensor `s` is not evaluated twice in a row."""
-        if self._last is None or self._last[0] is not s:
-            self._last = s, self._curve(s)
-        return self._last[1]
+        """Return t(s) and dt/ds; the same tensor `s` is not evaluated twice in a row, unless it has changed."""
+        last = self._last
+        if last is None or last[0] is not s or s.is_inference() or [x._version for x in last] != self._versions:
+            self._last = last = (s, *self._curve(s))
+            # Inference tensors have no versions, which tell whether a tensor has been changed in place.
+            self._versions = [] if any(x.is_inference() for x in last) else [x._version for x in last]
+        return last[1], last[2]
 
 
 def derived(inner: Curve, curve: Curve, levels: Callable[[Tensor], Tensor]) -> Curve:

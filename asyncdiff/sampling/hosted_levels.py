@@ -19,7 +19,7 @@ CHUNK = 2**20  # levels that are copied to a GPU at once: 12 MB with their indic
 MAX_MAPS = 64  # level maps that are computed at once, so that no step is delayed by many later ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HostedLevels(IndexedLevels):
     """Level map on a device, with its distinct levels, that is known on the host, too.
 

@@ -102,6 +102,18 @@ def test_levels_at_many_points_are_those_of_each_point(path, dtype):
             assert torch.equal(levels[i, j], curve(points[i, j])[0])
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_curves_see_that_a_tensor_was_changed_in_place(inference):
+    with torch.inference_mode(inference):
+        curve, s = AsyncPatch().draw(2, (2, 2), generator=seeded(0)), torch.full((2,), 0.2)
+        first = [x.clone() for x in curve(s)]
+        assert curve(s)[0] is curve(s)[0] or inference
+        curve(s)[0].zero_()  # by a caller
+        assert all(torch.equal(a, b) for a, b in zip(first, curve(s), strict=True))
+        s.fill_(0.9)
+        assert all(torch.equal(a, b) for a, b in zip(curve(s.clone()), curve(s), strict=True))
+
+
 @every_path
 def test_curve_of_an_image_depends_only_on_its_seed(path):
     s = torch.tensor([0.3, 0.3, 0.3])
