@@ -1,5 +1,6 @@
 """Non-finite steps change nothing, are counted, and end a run with many of them in a row."""
 
+import copy
 import json
 import math
 from unittest import mock
@@ -12,11 +13,13 @@ from pretend_gpu.pretended_cuda import run_on_both
 from processes import run_script
 from torch import nn
 
+from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
 from asyncdiff.callbacks.ema import update_averages
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.cli.errors.user_errors import user_error_message
 from asyncdiff.devices import to_device
+from asyncdiff.networks import UNet
 from asyncdiff.randomness import counter_key
 from asyncdiff.training.optimization import gradients
 from asyncdiff.training.optimization.gradients import (
@@ -330,6 +333,27 @@ def test_the_norm_of_shards_and_whole_gradients_waits_for_no_gpu(monkeypatch):
     assert found[2] == []
     for result in (usual, found):
         assert [float(square) for square in result[:2]] == pytest.approx([2 * 45 + 20, 2 * 45], rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_of_any_memory_layout_are_resumed(layout):
+    """Those of a sharded U-Net are contiguous in checkpoints; its convolutions are channels-last in memory."""
+    module, later = (AsyncDiffusion(UNet(1, 8, (1, 2), 1, head_dim=8), image_size=8) for _ in range(2))
+    later.load_state_dict(module.state_dict())
+    torch.manual_seed(0)
+    for p, q in zip(module.parameters(), later.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    first, second = (each.configure_optimizers()["optimizer"] for each in (module, later))
+    first.step()
+    saved = copy.deepcopy(first.state_dict())
+    for state in saved["state"].values():
+        state |= {n: x.contiguous(memory_format=layout) if x.ndim == 4 else x for n, x in state.items()}
+    second.load_state_dict(saved)
+    later.load_state_dict(module.state_dict())
+    for optimizer in (first, second):
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), later.parameters(), strict=True))
 
 
 def test_the_error_names_the_weight():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 
 from asyncdiff.training.optimization.gradients import check_finite
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
@@ -20,6 +21,17 @@ COUNTERS_KEY = "skipped_steps"  # checkpoint key of the counters
 def warmup_factor(step: int, steps: int) -> float:
     """Return the factor on the learning rate, which grows linearly from 1 / `steps` to 1 in the first `steps` steps."""
     return min(1.0, (step + 1) / max(steps, 1))
+
+
+def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state of every parameter its memory layout, which fused AdamW takes for granted.
+
+    The state in a checkpoint of a sharded U-Net is contiguous, for example, but its convolutions are channels-last.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class OptimizerMixin(LightningModule):
@@ -43,6 +55,7 @@ class OptimizerMixin(LightningModule):
         optimizer = torch.optim.AdamW(
             self.parameters(), chosen.learning_rate, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
         )
+        optimizer.register_load_state_dict_post_hook(lay_out_like_parameters)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_factor, steps=chosen.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
