@@ -4,6 +4,10 @@ A copy from pageable memory, `.item()`, `.cpu()` and `torch.tensor(..., device="
 has finished all earlier work. The device is then idle until the next kernels are launched.
 """
 
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,6 +40,8 @@ class DeviceConstant:
     def on(self, device: torch.device | str) -> Tensor:
         """Return the constant on a device; callers must not change it."""
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._copies:
             # A tensor created in inference mode could not be used in training.
             with torch.inference_mode(False), torch.no_grad():
@@ -52,6 +58,33 @@ class DeviceConstant:
         return DeviceConstant, (self._copies[torch.device("cpu")],)
 
 
+def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a function of hashable values and a device: it is computed once on the CPU, and copied once per device.
+
+    So every call launches fewer kernels, and all devices compute with the same constants.
+
+    Args:
+        function: function whose last argument is the device.
+
+    Returns:
+        The function with the same arguments; callers must not change its result.
+    """
+
+    @lru_cache(maxsize=64)
+    def computed(*arguments: Any) -> DeviceConstant:
+        with torch.inference_mode(False), torch.no_grad():  # training uses the constant, too
+            return DeviceConstant(function(*arguments, torch.device("cpu")))
+
+    @wraps(function)
+    def on_device(*arguments: Any) -> Tensor:
+        *values, device = arguments
+        # Tensors without data, on which operations are counted, cannot be mixed with others.
+        has_data = type(torch.empty(0, device="cpu")) is Tensor
+        return computed(*values).on(device) if has_data else function(*arguments)
+
+    return on_device
+
+
 class HostCopy:
     """Copy of a tensor on its way from a GPU to the host: read it some steps later, when it has arrived long since.
 
@@ -63,7 +96,7 @@ class HostCopy:
         x = x.detach()
         self._arrival: torch.cuda.Event | None = None
         if x.device.type == "cuda":
-            self._value = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._value = torch.empty_like(x, device="cpu", pin_memory=True)  # in the same memory layout
             self._value.copy_(x, non_blocking=True)
             self._arrival = torch.cuda.Event()
             self._arrival.record(torch.cuda.current_stream(x.device))  # which need not be the current device

@@ -66,3 +66,12 @@ def test_host_copies_arrive_on_the_stream_of_their_own_device():
         HostCopy(x)
         stream.assert_called_once_with(x.device)
         record.assert_called_once_with(stream.return_value)
+
+
+def test_host_copies_keep_the_memory_layout():
+    """As a checkpoint that is written at once does: channels-last weights and moments have the same."""
+    with pretended_cuda():
+        x = torch.arange(120.0, device="cuda").view(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+        copied = HostCopy(x)
+    assert copied.read().stride() == x.stride()
+    assert copied.read().flatten().tolist() == list(range(120))
