@@ -134,6 +134,9 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, block_dtype: torch.dtype | No
     # By default the outermost unit stays gathered after the forward pass until the next backward pass: too long for
     # code that reads parameters in between, such as the EMA.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    if mesh.device_type == "cpu":
+        for unit in _units(network):  # in PyTorch 2.8 gloo sums where it should average (pytorch/pytorch#162338)
+            unit.set_force_sum_reduction_for_comms(True)
 
 
 @contextmanager
