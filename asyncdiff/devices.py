@@ -51,12 +51,6 @@ class DeviceConstant:
             self._copies[device] = copy
         return self._copies[device]
 
-    def __deepcopy__(self, memo: object) -> "DeviceConstant":
-        return self
-
-    def __reduce__(self) -> tuple[type["DeviceConstant"], tuple[Tensor]]:
-        return DeviceConstant, (self._copies[torch.device("cpu")],)
-
 
 def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a function of hashable values and a device: it is computed once on the CPU, and copied once per device.
@@ -80,7 +74,7 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         *values, device = arguments
         # Tensors without data, on which operations are counted, cannot be mixed with others.
         has_data = type(torch.empty(0, device="cpu")) is Tensor
-        return computed(*values).on(device) if has_data else function(*arguments)
+        return computed(*values).on(device) if has_data else function(*values, torch.device(device))
 
     return on_device
 

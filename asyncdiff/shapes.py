@@ -22,7 +22,21 @@ Labels = Int64[Tensor, " b"]  # class of every image
 GRID_ERROR = 1e-3  # more than the rounding error of 255 * (k / 255) in float32
 # Operators of tensors that `IndexedLevels` have, too.
 REFLECTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
-OPERATORS = ("getitem", "len", "iter", "neg", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", *REFLECTED)
+OPERATORS: tuple[str, ...] = (
+    "getitem",
+    "len",
+    "iter",
+    "neg",
+    "abs",
+    "invert",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    *REFLECTED,
+)
 OPERATORS += tuple(f"r{name}" for name in REFLECTED)
 FEW = 64  # values that may be multiples of 1/255 in [0, 1] by chance, such as known pixels of gray 0 and 1
 

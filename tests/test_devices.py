@@ -1,7 +1,5 @@
 """Copies between host and device: the same values, one copy per device, and nothing of a stand-in is kept."""
 
-import copy
-import pickle
 from unittest import mock
 
 import torch
@@ -37,12 +35,6 @@ def test_tensors_of_a_fake_mode_are_not_kept():
         fake = constant.on("meta")
     assert type(fake) is not torch.Tensor
     assert type(constant.on("meta")) is torch.Tensor
-
-
-def test_constants_are_pickled_by_their_value():
-    constant = DeviceConstant(torch.arange(3))
-    assert copy.deepcopy(constant) is constant
-    assert pickle.loads(pickle.dumps(constant)).on("cpu").tolist() == [0, 1, 2]
 
 
 def test_host_copies_keep_the_value_of_the_moment():

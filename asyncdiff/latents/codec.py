@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
-from asyncdiff.devices import DeviceConstant
+from asyncdiff.devices import constant
 from asyncdiff.shapes import Image, Latents, check_pixels
 
 COMPARED = ("weights", "channels", "scale", "shift")  # keys of fingerprints that must agree for latents to be equal
@@ -145,8 +144,8 @@ class Codec(ABC):
     def _broadcast_normalization(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Return scale and shift in shapes that broadcast against latents."""
         self.check_latents(latents)
-        scale, shift = (_per_channel(tuple(numbers), latents.dtype) for numbers in self.normalization())
-        return scale.on(latents.device), shift.on(latents.device)
+        scale, shift = (_per_channel(tuple(n), latents.dtype, latents.device) for n in self.normalization())
+        return scale, shift
 
     def _per_channel(self, name: str, value: float | Sequence[float]) -> list[float]:
         numbers = [float(value)] * self.channels if isinstance(value, (int, float)) else [float(v) for v in value]
@@ -196,10 +195,9 @@ class Identity(Codec):
         return
 
 
-@lru_cache(maxsize=64)
-def _per_channel(numbers: tuple[float, ...], dtype: torch.dtype) -> DeviceConstant:
-    with torch.inference_mode(False):  # gradients may flow through a later use
-        return DeviceConstant(torch.tensor(numbers, dtype=dtype)[:, None, None])
+@constant
+def _per_channel(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)[:, None, None]
 
 
 def check_numbers(name: str, value: float | Sequence[float] | None) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asyncdiff.networks.embeddings import constant
+from asyncdiff.devices import constant
 from asyncdiff.networks.layers import RMSNorm
 
 Tokens = Float[Tensor, "b m dim"]

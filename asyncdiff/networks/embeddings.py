@@ -1,47 +1,17 @@
 """Embeddings of noise levels, token positions and class labels."""
 
 import math
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asyncdiff.devices import DeviceConstant
+from asyncdiff.devices import constant
 from asyncdiff.shapes import Image, Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
 MAX_PERIOD = 10_000.0  # longest period of the sinusoids (Vaswani et al., arXiv:1706.03762)
-
-
-def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a function of numbers and a device: it is computed once on the CPU, and copied once per device.
-
-    So every forward pass launches fewer kernels, and all devices compute with the same constants.
-
-    Args:
-        function: function whose last argument is the device.
-
-    Returns:
-        The function with the same arguments; callers must not change its result.
-    """
-
-    @lru_cache(maxsize=64)
-    def computed(*arguments: Any) -> DeviceConstant:
-        with torch.inference_mode(False), torch.no_grad():  # training uses the constant, too
-            return DeviceConstant(function(*arguments, torch.device("cpu")))
-
-    @wraps(function)
-    def on_device(*arguments: Any) -> Tensor:
-        *numbers, device = arguments
-        # Tensors without data, on which operations are counted, cannot be mixed with others.
-        has_data = type(torch.empty(0, device="cpu")) is Tensor
-        return computed(*numbers).on(device) if has_data else function(*arguments)
-
-    return on_device
 
 
 @constant

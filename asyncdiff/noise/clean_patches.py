@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from asyncdiff.checks import within
-from asyncdiff.devices import DeviceConstant, to_device
+from asyncdiff.devices import constant, to_device
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import Field, PerlinField
 from asyncdiff.noise.masks import Mask
@@ -78,7 +78,7 @@ class RandomMasks(CleanPatches):
 
     def sample(self, source: RandomSource) -> KnownPatches:
         if not any(mask.seed_dependent for mask in self.masks):
-            return self._on_grid(tuple(source.grid)).on(source.device)[self._choose(source)]
+            return _all_masks(self, tuple(source.grid), source.device)[self._choose(source)]
         # The host computes these masks, so it draws the numbers, too: reading them from a GPU would make it wait.
         host = replace(source, device="cpu")
         choice, seeds = self._choose(host), (host.uniform() * MASK_SEED_COUNT).long()
@@ -89,10 +89,10 @@ class RandomMasks(CleanPatches):
         """Draw the number of a mask for every image."""
         return (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
 
-    @lru_cache(maxsize=64)  # noqa: B019  few distributions, which live as long as the process
-    def _on_grid(self, grid: tuple[int, int]) -> DeviceConstant:
-        """Return all masks on a grid, (masks, gh, gw)."""
-        return DeviceConstant(torch.stack([mask(*grid) for mask in self.masks]))
+
+@constant
+def _all_masks(masks: RandomMasks, grid: tuple[int, int], device: torch.device) -> Bool[Tensor, "masks gh gw"]:
+    return torch.stack([mask(*grid) for mask in masks.masks]).to(device)
 
 
 class MixedCleanPatches(CleanPatches):

@@ -6,14 +6,13 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, finite
-from asyncdiff.devices import DeviceConstant
+from asyncdiff.devices import constant
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import upsampled_to
 
@@ -47,12 +46,12 @@ class FixedOrder(Order):
         """Return the rank of every patch of a grid, (1, gh, gw) on the CPU; computed once per grid."""
 
     def ranks(self, source: RandomSource) -> Ranks:
-        return _fixed_ranks(self, tuple(source.grid)).on(source.device)
+        return _fixed_ranks(self, tuple(source.grid), source.device).clone()  # callers may change it
 
 
-@lru_cache(maxsize=64)
-def _fixed_ranks(order: FixedOrder, grid: tuple[int, int]) -> DeviceConstant:
-    return DeviceConstant(order.ranks_on(grid))
+@constant
+def _fixed_ranks(order: FixedOrder, grid: tuple[int, int], device: torch.device) -> Ranks:
+    return order.ranks_on(grid).to(device)
 
 
 class Raster(FixedOrder):

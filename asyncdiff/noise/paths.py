@@ -7,13 +7,12 @@ integrates along a curve, and sampling follows one backwards from s = 1 to s = 0
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from asyncdiff.checks import below_one
-from asyncdiff.devices import DeviceConstant, to_device
+from asyncdiff.devices import constant, to_device
 from asyncdiff.noise.curves import BroadcastCurve, Curve, derived
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
@@ -205,7 +204,8 @@ class Waypoints(Path):
         _check_monotone(self._maps, self._at, "maps")
 
     def curve(self, source: RandomSource) -> Curve:
-        maps, at = (constant.on(source.device) for constant in self._on_grid(tuple(source.grid), source.dtype))
+        maps = _waypoint_maps(self, tuple(source.grid), source.dtype, source.device)
+        at = _waypoint_progress(self, source.dtype, source.device)
 
         def segment(s: Tensor) -> tuple[Tensor, ...]:
             """Return the maps at the ends of the segments of s, the share of s in them, and their length."""
@@ -224,10 +224,15 @@ class Waypoints(Path):
 
         return BroadcastCurve(curve, lambda s: torch.lerp(*segment(s)[:3]), source.grid)
 
-    @lru_cache(maxsize=64)  # noqa: B019  few paths, which live as long as the process
-    def _on_grid(self, grid: tuple[int, int], dtype: torch.dtype) -> tuple[DeviceConstant, DeviceConstant]:
-        """Return the maps on a grid, and their s."""
-        return DeviceConstant(upsampled_to(self._maps, grid, "maps").to(dtype)), DeviceConstant(self._at.to(dtype))
+
+@constant
+def _waypoint_maps(path: Waypoints, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return upsampled_to(path._maps, grid, "maps").to(device, dtype)
+
+
+@constant
+def _waypoint_progress(path: Waypoints, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return path._at.to(device, dtype)
 
 
 class Conditioned(Path):

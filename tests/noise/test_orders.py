@@ -7,6 +7,7 @@ import pytest
 import torch
 from noise.laws import grid_name, rebuilt, refusals
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from asyncdiff.noise.orders import CenterOut, CustomOrder, Order, Raster, Shuffled, Snake, Spiral, Wavefront
 from asyncdiff.randomness import RandomSource, per_image, seeded
@@ -101,6 +102,19 @@ def test_shuffled_is_uniform_and_differs_between_images():
 def test_all_groups_of_a_shuffled_order_except_the_last_are_full():
     for image in ranks(Shuffled(together=4), (3, 5), batch=5):
         assert image.flatten().bincount().tolist() == [4, 4, 4, 3]
+
+
+def test_ranks_may_be_changed_and_used_in_training_whatever_was_first():
+    """They are computed once per grid; what is first drawn without data, or in inference mode, is not kept as such."""
+    order, source = CustomOrder([[1, 0]]), RandomSource(1, (2, 2))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        order.ranks(source)
+    with torch.inference_mode():
+        order.ranks(source)
+    first = order.ranks(source)
+    assert not first.is_inference()
+    first += 1
+    assert order.ranks(source).tolist() == [[[1, 0], [1, 0]]]
 
 
 @pytest.mark.parametrize("order", [*ORDERS.values(), CustomOrder([[3, 1], [0, 3]])], ids=[*ORDERS, "blocks"])
