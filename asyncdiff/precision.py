@@ -22,7 +22,8 @@ def computing_in(precision: Precision, device: "torch.device | str") -> Iterator
     """Compute in a precision within the context, and restore all settings afterwards.
 
     Autocast is a setting of the thread, TF32 one of the process: threads should not use different precisions at the
-    same time. Contexts can be nested; the innermost one holds.
+    same time. Contexts can be nested; the innermost one holds. Autocast converts every weight once until the outermost
+    context ends: weights must not change in between.
 
     Args:
         precision: "float32" multiplies matrices and convolves in full float32, without autocast; "tf32" rounds their

@@ -154,6 +154,7 @@ def train(kind: str, device: torch.device) -> dict[str, Tensor]:
             first = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, module.guard.norm)
         optimizer.step()
+        torch.clear_autocast_cache()  # in a context around all steps, the converted weights would stay the first ones
         trainer.global_step += 1
         ema.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
         losses.append(total.detach())

@@ -45,12 +45,7 @@ def read(kind: str, machine: Machine, deadline: Deadline) -> Finding:
             data = data_of(kind, root, batch_size=32 if machine.small else 128, workers=number)
             seconds = min(machine.largest_time, SECONDS)
             first, rate = images_per_second(data, machine, seconds)
-            row = {
-                "precision": "uint8 files, float32 on the device",
-                "size": data.size,
-                "batch": data.batch_size,
-                "workers": number,
-            }
+            row = {"precision": PRECISION, "size": data.size, "batch": data.batch_size, "workers": number}
             rows.append(row | {"first batch, s": first, "images/s on the device": rate})
     return Finding(rows)
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from pretend_gpu.pretended_cuda import pretended_cuda
 
+from asyncdiff.precision import computing_in
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import runner, timing
+from benchmarks.gpu.flows import difference, train
 from benchmarks.gpu.images import NpzImages, write_npz
 from benchmarks.gpu.machine import Machine, environment
 from benchmarks.gpu.profiling import idle_share
@@ -248,6 +250,15 @@ def test_npz_files_of_both_layouts_are_read(layout, tmp_path):
     assert (data.channels, data.size, data.classes) == (3, 8, 10)
     pixels = ((first["image"][0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     assert (pixels == expected[0]).all()
+
+
+def test_training_in_bfloat16_uses_the_weights_of_every_step():
+    """Autocast would keep those that it converted first, and the losses would differ by a half."""
+    cpu = torch.device("cpu")
+    expected = train("DiT", cpu)
+    with computing_in("bf16", cpu):
+        found = train("DiT", cpu)
+    assert 0 < difference({"losses": found["losses"]}, {"losses": expected["losses"]})[0] < 0.05
 
 
 # All parts
