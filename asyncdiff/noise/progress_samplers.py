@@ -17,7 +17,7 @@ from asyncdiff.shapes import LevelMap, Progress
 
 BISECTIONS = 30  # bisections of [0, 1]: s is exact to 1e-9, and the density is exact for the returned s
 BITS, FLOAT32_BITS = 32, 24  # precision of s found by sections
-FEW_PATCHES = 2**14  # in a batch; 256 levels of each fit into the cache of a GPU, of more only 64
+SECTIONS = {8: 2**14, 6: 2**16}  # bits per round, for up to so many patches: their levels fit into the cache of a GPU
 
 
 class ProgressSampler(ABC):
@@ -122,7 +122,8 @@ class FluxProgress(ProgressSampler):
         G changes fastest near s = 0, where sections of sqrt(s) are short.
         """
         bits = BITS if u.dtype == torch.float64 else FLOAT32_BITS
-        per_round = 8 if len(u) * math.prod(curve.grid) <= FEW_PATCHES else 6
+        patches = len(u) * math.prod(curve.grid)
+        per_round = next((n for n, most in SECTIONS.items() if patches <= most), 4)
         edges = torch.arange(2**per_round + 1, device=u.device, dtype=u.dtype)[:, None]
         low, width, rounds = torch.zeros_like(u), 1.0, -(-bits // per_round)
         for k in range(rounds):

@@ -189,7 +189,9 @@ class _ActiveImages:
         arriving = HostCopy(level)
         noise = start.noise() if self.solver.stochastic else None
         evaluate = _with_first_prediction(prediction, self._evaluate)
-        if self.solver.evaluations > 1:  # further evaluations are at levels that the host must know
+        # Further evaluations are at levels that the host must know, and so are those by which a solver decides.
+        needs_levels = self.solver.evaluations > 1 or type(self.solver).between is not Solver.between
+        if needs_levels:
             host_level = self._checked(arriving)
             to = hosted(self.ladder.host[host_level], start.device)
             x_t, to_levels = take_step(self.solver, evaluate, self.x_t, t, to, noise), to.levels
@@ -197,7 +199,7 @@ class _ActiveImages:
             to_levels = self.ladder.t_of(level)
             x_t = self.solver(evaluate, self.x_t, t.levels, to_levels, noise)
         x_t = start.with_known_pixels(x_t.to(self.x_t.dtype), to_levels)
-        if self.solver.evaluations == 1:  # as late as possible: the device works while the host waits
+        if not needs_levels:  # as late as possible: the device works while the host waits
             host_level = self._checked(arriving)
         return replace(self, x_t=x_t, t=to_levels, level=level, host_level=host_level)
 

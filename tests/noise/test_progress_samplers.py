@@ -83,7 +83,7 @@ def test_sections_find_the_progress_of_bisection(path, process, monkeypatch):
 
 
 @every_path
-@pytest.mark.parametrize("images", [200, 1100])  # sections of 8 and of 6 bits
+@pytest.mark.parametrize("images", [200, 1100, 4200])  # rounds of 8, 6 and 4 bits
 def test_sections_are_exact_to_the_rounding_of_single_precision(path, images):
     curve = path.draw(1, GRID, generator=seeded(0))
     u, sampler = inner(images).float(), FluxProgress()

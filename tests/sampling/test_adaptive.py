@@ -286,6 +286,23 @@ def test_non_finite_predictions_stop_sampling_and_name_the_patch(what, wrong):
         run(Adaptive(Tolerance(0.01), DDIM(), 4), Spoiled(MIXTURE, certain_if_dark))
 
 
+def test_solvers_that_decide_by_levels_do_so_in_every_step():
+    """Own ones, too, with one evaluation; the host knows both maps."""
+
+    class Deciding(DDIM):
+        def between(self, t, to):
+            steps.append((float(t.host.amax()), float(to.host.amax())))
+            return super().between(t, to)
+
+    steps = []
+    denoiser = WithUncertainty(GaussianOracle(*random_gaussian(16), patches=(2, 2)), constant(-30.0))
+    sampler = Adaptive(Tolerance(0.5, max_stride=2), Deciding(), steps=4)
+    result = sampler(denoiser, seeds=[0], shape=(1, 4, 4), dtype=torch.float64)
+    assert steps == [(1.0, 0.5), (0.5, 0.0)]
+    same = sampler.replace(solver=DDIM())(denoiser, seeds=[0], shape=(1, 4, 4), dtype=torch.float64)
+    assert torch.equal(result, same)
+
+
 def test_a_network_without_uncertainty_head_is_refused():
     for sampler in (Adaptive(), Adaptive(DualLoop()), Adaptive(Sequential()), Sampler(guidance=[LookAhead()])):
         with pytest.raises(ValueError, match=r"needs a network that predicts its uncertainty.* uncertainty: true"):
