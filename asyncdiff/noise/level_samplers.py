@@ -6,16 +6,14 @@ is always clean and t = 1 is noise; papers with the opposite convention are conv
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from asyncdiff.checks import at_least, finite, positive, within
-from asyncdiff.devices import DeviceConstant
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import IndependentField, PerlinField
+from asyncdiff.noise.halvings import beta_parameters, halvings, split, symmetric_beta
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
 from asyncdiff.noise.progress_samplers import ProgressSampler, UniformProgress
 from asyncdiff.randomness import RandomSource
@@ -216,53 +214,15 @@ class SumBeta(LevelSampler):
         gh, gw = source.grid
         # Sums over 2^k patches need more digits than single levels.
         wide = replace(source, dtype=torch.float32 if torch.device(source.device).type == "mps" else torch.float64)
-        halvings, a = _halvings(gh * gw, wide.dtype)
         sums = source.stratified().to(wide.dtype)[:, None] * (gh * gw)
-        if halvings:
-            uniform = torch.cat([wide.uniform(2, halving.parts) for halving in halvings], dim=2)
-            beta = symmetric_beta(a.on(sums.device) * self.sharpness, uniform)
-            for halving, share in zip(halvings, beta.split([halving.parts for halving in halvings], 1), strict=True):
-                sums = halving.split(sums, share)
+        if steps := halvings(gh * gw):
+            parts = [len(sizes) for sizes in steps]
+            uniform = torch.cat([wide.uniform(2, count) for count in parts], dim=2)
+            beta = symmetric_beta(beta_parameters(gh * gw, wide.dtype, sums.device) * self.sharpness, uniform)
+            for sizes, share in zip(steps, beta.split(parts, 1), strict=True):
+                sums = split(sums, share, sizes)
         order = source.uniform(gh * gw).argsort(1)
         return LevelDraw(sums.gather(1, order).clamp(0, 1).to(source.dtype).reshape(-1, gh, gw))
-
-
-class _Halving:
-    """One step of the recursive halving, which splits every part with more than one patch in two.
-
-    Args:
-        sizes: numbers of patches of the parts.
-        dtype: type of the sums.
-    """
-
-    def __init__(self, sizes: list[int], dtype: torch.dtype):
-        self.parts = len(sizes)
-        halves = [part for size in sizes for part in (size // 2, size - size // 2)]
-        nonempty = [k for k, size in enumerate(halves) if size]
-        self.sizes = [halves[k] for k in nonempty]
-        first, rest = halves[0::2], halves[1::2]
-        self._first, self._rest = (DeviceConstant(torch.tensor(sizes, dtype=dtype)) for sizes in (first, rest))
-        self._nonempty = DeviceConstant(torch.tensor(nonempty)) if len(nonempty) < len(halves) else None
-
-    def split(self, sums: Tensor, share: Tensor) -> Tensor:
-        """Split the sums (b, parts) at a share of their range; return the sums of the nonempty halves."""
-        low = (sums - self._rest.on(sums.device)).clamp(min=0)
-        high = torch.minimum(sums, self._first.on(sums.device))
-        first = low + (high - low) * share
-        parts = torch.stack([first, sums - first], dim=2).flatten(1)
-        return parts if self._nonempty is None else parts.index_select(1, self._nonempty.on(sums.device))
-
-
-@lru_cache(maxsize=64)
-def _halvings(patches: int, dtype: torch.dtype) -> tuple[list[_Halving], DeviceConstant]:
-    """Return the steps of the recursive halving, and (d - 1 - d % 2)^1.05 of all parts that they split."""
-    steps, sizes, split = [], [patches], list[int]()
-    while max(sizes) > 1:
-        split += sizes
-        steps.append(_Halving(sizes, dtype))
-        sizes = steps[-1].sizes
-    d = torch.tensor(split, dtype=dtype)
-    return steps, DeviceConstant((d - 1 - d % 2).clamp(min=1) ** 1.05)
 
 
 class TruncatedGaussian(LevelSampler):
@@ -402,28 +362,6 @@ class Homogeneous(_Wrapper):
             importance = torch.where(constant[:, 0, 0], level.importance, draw.importance)
         known = None if draw.known is None else draw.known & ~constant
         return LevelDraw(t, slope, importance=importance, known=known)
-
-
-def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
-    """Return Beta(a, a) numbers, exact for every a > 0, from two uniform numbers each.
-
-    They are (1 + T / sqrt(2 a + T^2)) / 2, where T has Student's t distribution with 2 a degrees of freedom and is
-    drawn as sqrt(2 a (U^(-1/a) - 1)) cos(2 pi V) (Bailey, Math. Comp. 62, 1994). This needs neither rejection
-    nor private functions of torch.
-
-    Args:
-        a: positive parameters, (n,).
-        uniform: uniform numbers in [0, 1), (b, 2, n).
-
-    Returns:
-        Random numbers in [0, 1], (b, n).
-    """
-    u, v = uniform.unbind(1)
-    cosine = (2 * math.pi * v).cos()
-    # 1 - U lies in (0, 1]. The clamp changes nothing: beyond it, the result is 0 or 1 to every digit.
-    radius2 = torch.expm1((-torch.log1p(-u) / a).clamp(max=80))
-    ratio2 = radius2 * cosine.square()
-    return 0.5 + 0.5 * cosine.sign() * (ratio2 / (1 + ratio2)).sqrt()
 
 
 def _per_patch(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:

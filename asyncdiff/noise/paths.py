@@ -13,7 +13,15 @@ from torch import Tensor
 
 from asyncdiff.checks import below_one
 from asyncdiff.devices import constant, to_device
-from asyncdiff.noise.curves import BroadcastCurve, Curve, derived
+from asyncdiff.noise.curves import (
+    BroadcastCurve,
+    Curve,
+    check_continuous,
+    check_monotone,
+    check_slopes,
+    derived,
+    first_patch,
+)
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
 from asyncdiff.randomness import Generators, RandomSource, seeded
@@ -201,7 +209,7 @@ class Waypoints(Path):
         inner = torch.tensor(self.maps, dtype=torch.float64)
         self._maps = torch.stack([torch.zeros_like(inner[0]), *inner, torch.ones_like(inner[0])])
         self._at = torch.tensor([0.0, *at, 1.0], dtype=torch.float64)
-        _check_monotone(self._maps, self._at, "maps")
+        check_monotone(self._maps, self._at, "maps")
 
     def curve(self, source: RandomSource) -> Curve:
         maps = _waypoint_maps(self, tuple(source.grid), source.dtype, source.device)
@@ -370,80 +378,15 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
     name, s = type(path).__name__, torch.linspace(0, 1, points, device="cpu", dtype=torch.float64)
     maps = torch.stack([curve(at.expand(curves))[0] for at in s])
     for number, curve_maps in enumerate(maps.unbind(1)):
-        _check_monotone(curve_maps, s, f"{name}: curve {number}")
+        check_monotone(curve_maps, s, f"{name}: curve {number}")
         moves = (curve_maps != 0).any(0)
         for at, level in ((0, path.t_min), (-1, 1.0)):
             wrong = moves & ((curve_maps[at] - level).abs() > 1e-9)
             if wrong.any():
-                row, column, t = _first_patch(wrong, curve_maps[at])
+                row, column, t = first_patch(wrong, curve_maps[at])
                 raise ValueError(
                     f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} in {row}, {column}: "
                     "set t_min to the lowest level, or correct the levels at s = 0 and 1"
                 )
-    _check_continuous(curve, name, maps, s)
-    _check_slopes(curve, name, curves)
-
-
-def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, halvings: int = 36) -> None:
-    """Raise ValueError if a curve jumps: if its largest rise does not shrink as the interval around it is halved."""
-    rises = maps.diff(dim=0).transpose(0, 1)  # (curves, points - 1, gh, gw)
-    patches, width = rises[0, 0].numel(), rises.shape[3]
-    largest, numbers = rises.flatten(1).argmax(1), torch.arange(len(rises), device="cpu")
-    patch, low, high = largest % patches, s[largest // patches], s[largest // patches + 1]
-
-    def level(at: torch.Tensor) -> torch.Tensor:
-        return curve(at)[0].flatten(1)[numbers, patch]
-
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        lower = level(middle) - level(low) > level(high) - level(middle)
-        low, high = torch.where(lower, low, middle), torch.where(lower, middle, high)
-    for jump, at, place in zip(level(high) - level(low), low, patch.tolist(), strict=True):
-        if jump > 1e-3:
-            raise ValueError(
-                f"{name} must be continuous, got a jump of {jump:g} at s = {at:g} in row {place // width}, "
-                f"column {place % width}: raise the level over an interval of s, as asyncdiff.noise.Ordered does"
-            )
-
-
-def _check_monotone(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
-    """Raise ValueError unless the maps (n, gh, gw) at s (n,) lie in [0, 1] and no level falls."""
-    for at, level_map in zip(s.tolist(), maps, strict=True):
-        outside = ~((level_map >= 0) & (level_map <= 1))  # NaN counts as outside
-        if outside.any():
-            row, column, t = _first_patch(outside, level_map)
-            raise ValueError(
-                f"{name} must have levels in [0, 1], got {t:g} at s = {at:g} in {row}, {column}: clamp them"
-            )
-    falls = maps.diff(dim=0) < -1e-12
-    if falls.any():
-        k = int(falls.flatten(1).any(1).nonzero()[0])
-        row, column, before = _first_patch(falls[k], maps[k])
-        after = _first_patch(falls[k], maps[k + 1])[2]
-        raise ValueError(
-            f"{name} must have levels that never fall, got t = {before:g} at s = {s[k]:g} and {after:g} at "
-            f"s = {s[k + 1]:g} in {row}, {column}: raise the later level or lower the earlier one"
-        )
-
-
-def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: float = 1e-6) -> None:
-    """Raise ValueError if slopes differ from finite differences at more than 1/8 of the probes (kinks are rarer)."""
-    points = torch.rand(probes, generator=seeded(1), device="cpu", dtype=torch.float64) * (1 - 2 * step) + step
-    wrong = 0
-    for s in points:
-        above, below = (curve((s + d).expand(curves))[0] for d in (step, -step))
-        slope = curve(s.expand(curves))[1]
-        off = ((above - below) / (2 * step) - slope).abs() > 1e-3 * (1 + slope.abs())
-        wrong += int(off.any())
-        if wrong > probes // 8:
-            row, column, returned = _first_patch(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
-            raise ValueError(
-                f"{name} must return the derivatives of its levels as slopes, got a wrong {returned:g} at s = {s:g} "
-                f"in {row}, {column}: correct the slopes, or likelihoods will be wrong"
-            )
-
-
-def _first_patch(where: torch.Tensor, values: torch.Tensor) -> tuple[str, str, float]:
-    """Return the first patch where `where` is True, as "row i" and "column j", and its value."""
-    row, column = where.nonzero()[0].tolist()
-    return f"row {row}", f"column {column}", float(values[row, column])
+    check_continuous(curve, name, maps, s)
+    check_slopes(curve, name, curves)

@@ -15,6 +15,7 @@ from asyncdiff.denoising.weightings import ELBO, Velocity
 from asyncdiff.noise import level_samplers
 from asyncdiff.noise.clean_patches import MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, IndependentField, PerlinField
+from asyncdiff.noise.halvings import symmetric_beta
 from asyncdiff.noise.level_samplers import (
     AlongPath,
     Gaussian,
@@ -28,7 +29,6 @@ from asyncdiff.noise.level_samplers import (
     SumBeta,
     TruncatedGaussian,
     WithCleanPatches,
-    symmetric_beta,
 )
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder, Raster, Shuffled
