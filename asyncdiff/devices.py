@@ -23,7 +23,9 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
         The tensor itself if it is there already.
     """
     if torch.device(device).type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
+        # `pin_memory` refuses expanded tensors.
+        pinned = x if x.is_pinned() else torch.empty_like(x, pin_memory=True).copy_(x)
+        return pinned.to(device, non_blocking=True)
     return x.to(device)
 
 

@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import pytest
 import torch
 from pretend_gpu.pretended_cuda import pretended_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +14,18 @@ def test_tensors_that_are_there_are_not_copied():
     x = torch.arange(3)
     assert to_device(x, "cpu") is x
     assert DeviceConstant(x).on("cpu") is x
+
+
+@pytest.mark.parametrize("x", [torch.arange(3).expand(2, 3), torch.arange(6).reshape(2, 3)[:, ::2], torch.ones(2, 3).T])
+def test_tensors_of_all_layouts_are_copied_without_waiting(x):
+    """Expanded ones, too, such as one image for many seeds, which `pin_memory` refuses."""
+    with pretended_cuda() as watch:
+        there = to_device(x, "cuda")
+        assert there.device.type == "cuda"
+        assert not watch.waits
+    assert torch.equal(there.cpu(), x)
+    with pretended_cuda(), pytest.raises(RuntimeError, match="more than one element"):
+        torch.ones(1).expand(2).pin_memory()
 
 
 def test_constants_are_copied_once_per_device():

@@ -259,7 +259,8 @@ def pinned_copy(watch: Watch, x: Tensor) -> Tensor:
     """Return a tensor in pinned memory, itself if it is there already."""
     if on_gpu(x):
         watch.mix("pin_memory of a tensor on the GPU")
-    return x if is_pinned(x) else pin(x.clone(memory_format=torch.preserve_format))
+    # With the strides of `x`, as in PyTorch, so that expanded tensors are refused.
+    return x if is_pinned(x) else pin(torch.empty_strided(x.size(), x.stride(), dtype=x.dtype).copy_(x))
 
 
 def check_arrived(watch: Watch, x: Tensor) -> None:
