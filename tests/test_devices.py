@@ -80,3 +80,11 @@ def test_host_copies_keep_the_memory_layout():
         copied = HostCopy(x)
     assert copied.read().stride() == x.stride()
     assert copied.read().flatten().tolist() == list(range(120))
+
+
+def test_host_copies_are_on_the_host_whatever_the_default_device():
+    with pretended_cuda():
+        x = torch.ones(2, device="cuda")
+        with torch.device("cuda"):
+            copy = HostCopy(x)
+        assert copy.read().device.type == "cpu"
