@@ -43,29 +43,27 @@ def encode(
     """Encode and write the shards in order; if `shown`, with a progress bar in images per second."""
     at_least("--batch_size", batch_size, 1, "use 64, for example")
     total = sum(len(shard.rows) for shard in shards)
-    written: Future[None] | None = None
-    # A shard is written while the next one is encoded.
-    with (
-        ThreadPoolExecutor(1) as writer,
-        tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar,
-    ):
+    with tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar:
         for split, group in groupby(shards, lambda shard: shard.split):
             split_shards = list(group)
             # One loader for the entire split, so that its workers keep reading while a shard is written.
             batches = data.images_at(
                 split, [rows for shard in split_shards for rows in split_into_batches(shard, batch_size)]
             )
-            for number, shard in enumerate(split_shards, 1):
-                bar.set_description(f"{split} {number}/{len(split_shards)}")
-                parts = []
-                for rows in split_into_batches(shard, batch_size):
-                    parts.append(encode_batch(next(batches), codec, settings, data.dataset(split)))
-                    bar.update(len(rows))
+            written: Future[None] | None = None
+            # A shard is written while the next one is encoded; the thread starts after the loader has forked.
+            with ThreadPoolExecutor(1) as writer:
+                for number, shard in enumerate(split_shards, 1):
+                    bar.set_description(f"{split} {number}/{len(split_shards)}")
+                    parts = []
+                    for rows in split_into_batches(shard, batch_size):
+                        parts.append(encode_batch(next(batches), codec, settings, data.dataset(split)))
+                        bar.update(len(rows))
+                    if written is not None:
+                        written.result()  # raises its error, and limits the memory to two shards
+                    written = writer.submit(write, shard, parts)
                 if written is not None:
-                    written.result()  # raises its error, and limits the memory to two shards
-                written = writer.submit(write, shard, parts)
-        if written is not None:
-            written.result()
+                    written.result()
 
 
 def split_into_batches(shard: Shard, batch_size: int) -> list[list[int]]:
