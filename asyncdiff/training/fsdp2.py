@@ -114,22 +114,24 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, block_dtype: torch.dtype | No
     Args:
         network: network to shard.
         mesh: processes that hold a shard each.
-        block_dtype: type in which blocks are gathered for a training step, as autocast would cast their weights anyway;
-            gradients are summed in float32. What is outside of all blocks, and on whose type the residual stream
-            depends, keeps its type. None gathers blocks in the type of their weights, which is twice the traffic.
+        block_dtype: type in which blocks are gathered for a training step, as autocast would cast their weights anyway,
+            except the gains of a U-Net's norms before attention; gradients are summed in float32. What is outside of
+            all blocks, and on whose type the residual stream depends, keeps its type. None gathers blocks in the type
+            of their weights, which is twice the traffic.
     """
     if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return
     for parameter in network.parameters():  # FSDP2 does not support channels-last convolutions
         parameter.data = parameter.data.contiguous()
-    blocks = [block for part in network.modules() if isinstance(part, nn.ModuleList) for block in part]
+    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]  # may be nested
+    blocks = [block for part in lists for block in part if not isinstance(block, nn.ModuleList)]
     policy = MixedPrecisionPolicy()
     if block_dtype is not None:  # the residual stream and the levels are not rounded
         policy = MixedPrecisionPolicy(block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     inner = {id(below) for block in blocks for below in block.modules() if below is not block}
     for block in blocks:
-        # Lists may be nested: only the outermost modules are units. Modules without parameters need none.
-        if id(block) not in inner and not isinstance(block, nn.ModuleList) and len([*block.parameters()]):
+        # Only the outermost modules are units. Modules without parameters need none.
+        if id(block) not in inner and len([*block.parameters()]):
             fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the outermost unit stays gathered after the forward pass until the next backward pass: too long for
     # code that reads parameters in between, such as the EMA.

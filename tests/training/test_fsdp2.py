@@ -8,11 +8,15 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from processes import run_script
+from torch.distributed.device_mesh import DeviceMesh
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checkpoints.object_config import build, describe, named_packages
-from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.dit import DiT, DiTBlock
+from asyncdiff.networks.unet import UNet
+from asyncdiff.networks.unet_blocks import Resample, ResidualBlock
+from asyncdiff.training import fsdp2
 from asyncdiff.training.fsdp2 import FullyShard, full_tensors, local_shard, shard_like
 
 STRATEGIES = ("ddp", "fully_shard")
@@ -155,6 +159,21 @@ def test_all_processes_form_one_group():
     strategy = FullyShard()
     assert strategy._tensor_parallel_size == 1
     assert not strategy._save_distributed_checkpoint
+
+
+@pytest.mark.parametrize(
+    "network",
+    [DiT(channels=1, patch_size=2, dim=16, depth=2, heads=2), UNet(1, 8, (1, 2, 2), 2, head_dim=8)],
+    ids=["dit", "unet"],
+)
+def test_every_block_is_gathered_by_itself(network, monkeypatch):
+    """Also those of the U-Net, which are in lists of lists; the network gathers only what is in no block."""
+    units = []
+    monkeypatch.setattr(fsdp2, "fully_shard", lambda module, **_: units.append(module))
+    fsdp2.shard(network, mock.Mock(spec=DeviceMesh, device_type="cuda"))
+    *blocks, outermost = units
+    assert outermost is network
+    assert set(blocks) == {m for m in network.modules() if isinstance(m, (DiTBlock, ResidualBlock, Resample))}
 
 
 def test_tensors_that_are_not_sharded_are_unchanged():
