@@ -152,7 +152,8 @@ class ImageSampler(ABC):
     ) -> Iterator[Frame]:
         """Yield the states of the trajectory from pure noise to the result; the arguments are those of `__call__`.
 
-        In the last state, known pixels equal those of `image` bit for bit.
+        In the last state, known pixels equal those of `image` bit for bit. Errors that a GPU finds, such as predictions
+        that are not finite, are raised a few states later than on a CPU, at the latest before the last state.
         """
         check_inputs(seeds, shape, label, image, known)
         check_label(denoiser, label)
