@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
@@ -30,7 +32,16 @@ def leave_inputs_of_ddp(trainer: Trainer) -> None:
     Lightning has moved the batch; a data module may keep keys and indices on the host.
     """
     if isinstance(strategy := trainer.strategy, DDPStrategy):
-        strategy.determine_ddp_device_ids = lambda: None  # type: ignore[method-assign]
+        strategy._setup_model = partial(_setup_without_device, strategy)  # type: ignore[method-assign, assignment]
+
+
+def _setup_without_device(strategy: DDPStrategy, model: nn.Module) -> nn.Module:
+    """Wrap the model in DDP; only here, since barriers must know the GPU."""
+    strategy.determine_ddp_device_ids = lambda: None  # type: ignore[method-assign]
+    try:
+        return type(strategy)._setup_model(strategy, model)
+    finally:
+        del strategy.determine_ddp_device_ids
 
 
 def logged_step(trainer: Trainer) -> int:

@@ -94,6 +94,18 @@ def test_gradients_of_ddp_are_views_of_its_buckets(given, expected, tmp_path):
     assert wrapped.call_args.kwargs["gradient_as_bucket_view"] is expected
 
 
+def test_ddp_does_not_move_inputs_but_barriers_know_the_gpu(tmp_path):
+    trainer = quiet_trainer(tmp_path, strategy=DDPStrategy())
+    strategy = trainer.strategy
+    with mock.patch.object(DDPStrategy, "root_device", torch.device("cuda", 3)):
+        internals.leave_inputs_of_ddp(trainer)
+        with mock.patch("lightning.pytorch.strategies.ddp.DistributedDataParallel") as wrapped:
+            wrapped.return_value = module = torch.nn.Linear(1, 1)
+            assert strategy._setup_model(module) is module
+        assert wrapped.call_args.kwargs["device_ids"] is None
+        assert strategy.determine_ddp_device_ids() == [3]
+
+
 class TellSaved(Callback):
     """Tells a ModelCheckpoint that a step has been saved."""
 
@@ -117,5 +129,5 @@ def test_no_other_file_names_private_attributes_of_lightning():
     root = Path(asyncdiff.__file__).parent
     text = {file: file.read_text() for file in root.rglob("*.py")}
     names = set(re.findall(r"\._([a-z]\w*)", text.pop(root / "training" / "lightning_internals.py")))
-    assert len(names) == 15
+    assert len(names) == 16
     assert [file for file in text if re.search(rf"(?<!self)\._({'|'.join(names)})\b", text[file])] == []
