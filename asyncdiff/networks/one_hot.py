@@ -17,7 +17,7 @@ from asyncdiff.precision import full_float32
 OneHot = Float[Tensor, "groups m columns"]  # m tokens of a group of images, see `one_hot_matrix`
 Tokens = Float[Tensor, "b n dim"]
 
-MAX_ROWS = 512  # above, products cost more than they save
+MAX_ROWS = 512  # above, products cost more than they save, by estimate
 MAX_IMAGES = 64  # images of a group, whose labels have columns of their own
 ALIGNMENT = 8  # columns of 16 bits that tensor cores read at once
 
