@@ -122,6 +122,7 @@ def check(
     return usual
 
 
+@pytest.mark.slow  # many: what their draws cost is held by test_levels.py
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("network", [dit, unet])
 def test_every_level_sampler(name: str, network: Callable[[], nn.Module]) -> None:
