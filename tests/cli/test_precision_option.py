@@ -27,6 +27,7 @@ from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.jobs.draw import prepare_job
 from asyncdiff.cli.jobs.extract_features import reference_for
 from asyncdiff.cli.jobs.image_sources import ImageSource
+from asyncdiff.cli.jobs.prediction_record import format_record
 from asyncdiff.cli.jobs.serve import Planner
 from asyncdiff.evaluation import as_features
 from asyncdiff.evaluation.held_out_images import evaluate_in_batches
@@ -218,6 +219,14 @@ def test_states_of_a_task_leave_no_setting_behind(run):
     for state in task.states(model, task.requests(model, seeds=[0], labels=[1])):
         assert not torch.is_autocast_enabled("cpu")
         assert state.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_the_record_says_that_the_trainer_of_a_gpu_rounds_otherwise(run, device):
+    """PyTorch convolves in TF32 by default, `--precision float32` does not."""
+    arguments = DrawArguments.parse("sample", [str(run), "--device", device, "--precision", "float32"])
+    text = format_record(arguments.argv, arguments, DiffusionModel.load(run))
+    assert ("equal up to rounding" in text) == (device != "cpu")
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ def format_record(
         files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
         predict = shell_line(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
-        if precision == "tf32":
-            lines.append("# TF32 is no precision of the trainer: these images are equal up to rounding.")
+        if options.device.startswith("cuda"):
+            lines.append("# The trainer leaves TF32 as PyTorch has it: its images are equal up to rounding.")
     if notes:
         lines += ["# Photos:", *(f"#   {visible(note, MAX_NOTE)}" for note in notes)]
     device = torch.device(options.device)
