@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
@@ -131,13 +132,13 @@ def images() -> Tensor:
 
 def train(kind: str, device: torch.device) -> dict[str, Tensor]:
     """Train for some steps with guard, clipping and EMA, on levels and noise drawn on the CPU."""
-    module, ema, trainer = build(kind).to(device), EMA(0.9), SimpleNamespace(global_step=0)
+    module, ema, trainer = build(kind).to(device), EMA(0.9), mock.Mock(Trainer, global_step=0)
     optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
     optimizer.param_groups[0]["lr"] = 1e-3
     x, label = images().to(device), torch.arange(BATCH).to(device)
     grid = module.denoiser.grid(SHAPE[1:])
     losses, first = [], torch.zeros(())
-    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)
     for step in range(STEPS):
         levels, eps = (
             draw((BATCH, *shape), generator=seeded(step)) for draw, shape in ((torch.rand, grid), (torch.randn, SHAPE))
@@ -156,7 +157,7 @@ def train(kind: str, device: torch.device) -> dict[str, Tensor]:
         optimizer.step()
         torch.clear_autocast_cache()  # in a context around all steps, the converted weights would stay the first ones
         trainer.global_step += 1
-        ema.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+        ema.on_train_batch_end(trainer, module)
         losses.append(total.detach())
     assert ema.average is not None
     trained = {"raw": {n: p.detach() for n, p in module.named_parameters()}, "ema": ema.average}
