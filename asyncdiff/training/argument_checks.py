@@ -1,6 +1,8 @@
 """Check the arguments of `AsyncDiffusion` when the model is built rather than at the first step."""
 
 import math
+import os
+import shutil
 from typing import Any
 
 from asyncdiff.checks import MAX_SIDE, at_least, check_seeds, finite, within
@@ -14,6 +16,7 @@ from datamodules.base import ImageDataModule, Split
 
 IMAGES_PER_STEP = 4  # images that exist at the same time in a training step: clean, noise, noisy, predicted
 BYTES = 4  # of a 32-bit number
+COMPILERS = ("gcc", "g++", "clang", "clang++", "cc", "c++")  # that PyTorch and Triton look for, except on Windows
 MAX_LEVEL_VALUES = 2**16  # a network computes that many modulations per step: more than there are patches
 
 
@@ -28,6 +31,13 @@ def check_ranges(*, label_dropout: float, level_values: int, uncertainty_weight:
     within("label_dropout", label_dropout, 0, 1, "use 0.1, for example")
     at_least("uncertainty_weight", uncertainty_weight, 0, "use 0.01, as Patch Forcing does")
     check_seeds("seed", [seed])
+
+
+def check_compiler() -> None:
+    """Raise ValueError if there is no compiler, without which `torch.compile` fails in the first step."""
+    named = any(os.environ.get(variable) for variable in ("CC", "CXX"))
+    if os.name == "posix" and not named and not any(map(shutil.which, COMPILERS)):
+        raise ValueError("model.compiled needs a C++ compiler, found none: install g++, or set model.compiled to false")
 
 
 def check_image_size(model: DiffusionModel) -> None:

@@ -27,6 +27,7 @@ from asyncdiff.training import compatibility
 from asyncdiff.training.argument_checks import (
     check_batches,
     check_codec,
+    check_compiler,
     check_ranges,
     check_sampling,
     check_training,
@@ -137,7 +138,13 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
     # Training
 
     def configure_model(self) -> None:
-        """Shard the network if the strategy is fully_shard; raise ValueError for other strategies that shard it."""
+        """Shard the network if the strategy is fully_shard.
+
+        Raises:
+            ValueError: another strategy shards the network, or there is no compiler for a compiled one.
+        """
+        if self.compiled:
+            check_compiler()
         if attached_trainer(self) is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
             keep_gradients_in_buckets(self.trainer)

@@ -80,3 +80,15 @@ def test_a_grid_of_pictures_must_fit_into_memory(kind, free, tmp_path):
 def test_numbers_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         AsyncDiffusion(small_dit(), image_size=8, **arguments)
+
+
+def test_a_compiled_network_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    AsyncDiffusion(small_dit(), image_size=8).configure_model()
+    compiled = AsyncDiffusion(small_dit(), image_size=8, compiled=True)
+    with pytest.raises(ValueError, match=r"model.compiled needs a C\+\+ compiler, found none: install g\+\+, or set"):
+        compiled.configure_model()
+    monkeypatch.setenv("CXX", "/opt/clang++")
+    compiled.configure_model()
