@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 import torch
+import torch._dynamo  # noqa: F401  # lists the functions of torch at its import, and must not find replacements
 import torch.utils.checkpoint
 from pretend_gpu.cuda_functions import Generator, accelerator_functions, cuda_functions
 from pretend_gpu.marks import CPU, CUDA, device_of, is_pinned, on_gpu
