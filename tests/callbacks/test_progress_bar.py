@@ -70,7 +70,7 @@ def test_lines_are_printed_if_there_is_a_bar(tmp_path, shown, capsys):
 
 
 class Arriving:
-    """Copy to the host that arrives when it is told to, as those from a GPU do some time later."""
+    """Copy to the host that arrives when the test says so, as those from a GPU do some time later."""
 
     def __init__(self, x):
         self.arrived, self.value = False, x.clone()
